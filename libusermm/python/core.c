@@ -1,0 +1,100 @@
+/* The extension module usermm._core. */
+#include "module.h"
+
+static PyObject *buffer_range(PyObject *module, PyObject *object) {
+    uint64_t address, length;
+    if (um_buffer_range(PyModule_GetState(module), object, &address, &length))
+        return NULL;
+    return Py_BuildValue("KK", (unsigned long long)address, (unsigned long long)length);
+}
+
+static PyObject *counts(PyObject *module, PyObject *unused) {
+    struct usermm_counts now;
+    (void)module, (void)unused;
+    usermm_count(&now);
+    return Py_BuildValue("{sKsKsKsK}", "devices", (unsigned long long)now.devices, "regions",
+                         (unsigned long long)now.regions, "notifications", (unsigned long long)now.notifications,
+                         "monitors", (unsigned long long)now.monitors);
+}
+
+/* The least that a call into C can cost: what benchmarks compare with. */
+static PyObject *empty(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module, (void)args, (void)count;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"buffer_range", buffer_range, METH_O, NULL},
+    {"counts", counts, METH_NOARGS, NULL},
+    {"empty", (PyCFunction)(void (*)(void))empty, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyObject *add_type(PyObject *module, PyType_Spec *spec, const char *name) {
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type && name && PyModule_AddObjectRef(module, name, type))
+        Py_CLEAR(type);
+    return type;
+}
+
+static int fill(PyObject *module) {
+    struct module_state *state = PyModule_GetState(module);
+    PyObject *errors = PyImport_ImportModule("usermm.errors");
+    if (!errors)
+        return -1;
+    state->device_error = PyObject_GetAttrString(errors, "refused");
+    state->argument_error = PyObject_GetAttrString(errors, "ArgumentError");
+    state->argument_type_error = PyObject_GetAttrString(errors, "ArgumentTypeError");
+    state->page_type = add_type(module, &um_page_spec, NULL);
+    Py_DECREF(errors);
+    PyObject *device = add_type(module, &um_device_spec, "Device");
+    Py_XDECREF(device);
+    if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
+        PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
+        return -1;
+    return device && state->device_error && state->argument_error && state->argument_type_error && state->page_type
+               ? 0
+               : -1;
+}
+
+static int traverse(PyObject *module, visitproc visit, void *arg) {
+    struct module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->device_error);
+    Py_VISIT(state->argument_error);
+    Py_VISIT(state->argument_type_error);
+    Py_VISIT(state->page_type);
+    return 0;
+}
+
+static int clear(PyObject *module) {
+    struct module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->device_error);
+    Py_CLEAR(state->argument_error);
+    Py_CLEAR(state->argument_type_error);
+    Py_CLEAR(state->page_type);
+    return 0;
+}
+
+static void release(void *module) {
+    clear(module);
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, fill},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "usermm._core",
+    .m_size = sizeof(struct module_state),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = traverse,
+    .m_clear = clear,
+    .m_free = release,
+};
+
+PyMODINIT_FUNC PyInit__core(void) {
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,61 @@
+/* A device and its regions. */
+#ifndef UM_DEVICE_H
+#define UM_DEVICE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "tree.h"
+#include "usermm.h"
+
+#define UM_EVENTS_PER_READ 128 /* one page of 4096 bytes */
+
+struct um_region {
+    struct um_node by_start; /* in the monitor's tree; key and end are the region */
+    struct um_node by_cookie; /* in the device's tree; key is the cookie */
+    usermm_device *device;
+    struct um_region *previous_queued, *next_queued;
+    uint64_t hint_start, hint_end; /* the first hit since it was queued, not clipped yet */
+    bool queued, hint;
+};
+
+struct usermm_device {
+    _Atomic uint64_t generation; /* written with the lock held */
+    _Atomic uint64_t epoch;      /* of the monitor that serves it; UINT64_MAX once shut down */
+    int abi, flags;
+    pid_t process;
+    atomic_bool used; /* EXCHANGE_FEATURES must come first */
+    /* With the monitor's lock held: */
+    struct um_node *cookies;
+    struct um_region *first_queued, *last_queued;
+    bool last_owed; /* version 2: the buffer was full when the queue ran dry */
+    int ready_fd, signal_fd; /* a pipe: bytes in it are what makes the device poll readable */
+    int page_fd;             /* memfd behind usermm_map, -1 until the first one */
+    _Atomic uint64_t *page;
+    unsigned waiters;
+    usermm_device *next, **link; /* open devices */
+    usermm_device *next_hit;     /* during one notification */
+    bool is_hit;
+};
+
+/* 0, or why the device cannot be used: -EBADF, -ECHILD, -EIO. */
+int um_device_state(const usermm_device *device);
+
+/* A notification for [start, end), from the reader, with the lock held. */
+int um_queue_notify(uint64_t start, uint64_t end);
+
+/* Counts one more change; `page` shows it too. With the lock held. */
+void um_queue_advance(usermm_device *device);
+
+/* Takes a region out of both trees and the queue. With the lock held. */
+void um_queue_remove(struct um_region *region);
+
+/* Copies `size` bytes to a pointer of the caller. 0 or -EFAULT. */
+int um_copy_out(void *theirs, const void *mine, size_t size);
+
+/* Makes [start, end) report to the monitor. See usermm_register for flags and errors. */
+int um_watch(uint64_t start, uint64_t end, unsigned flags);
+
+#endif

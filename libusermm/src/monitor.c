@@ -1,0 +1,313 @@
+#define _GNU_SOURCE
+#include "monitor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#include "device.h"
+#include "kernel.h"
+#include "sys.h"
+#include "userfaultfd.h"
+
+#define MESSAGES_PER_READ 16
+#define READER_STACK_BYTES (512 * 1024)
+
+struct um_monitor um_monitor = {
+    .uffd = -1, .stop_fd = -1, .maps_fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER,
+};
+
+/* Starting and stopping. The reader never takes it, so it may be held over allocations. */
+static pthread_mutex_t lifecycle = PTHREAD_MUTEX_INITIALIZER;
+
+void um_lock(sigset_t *ret_saved) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, ret_saved);
+    pthread_mutex_lock(&um_monitor.lock);
+}
+
+void um_unlock(const sigset_t *saved) {
+    pthread_mutex_unlock(&um_monitor.lock);
+    pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+void um_backoff(unsigned attempt) {
+    if (attempt < 64) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    } else if (attempt < 256) {
+        sched_yield();
+    } else {
+        /* Sleeping lets the reader run even when this thread has a real-time priority. */
+        struct timespec pause = {.tv_nsec = attempt < 1024 ? 20000 : 500000};
+        nanosleep(&pause, NULL);
+    }
+}
+
+void um_settle(void) {
+#ifndef USERMM_WITHOUT_IN_FLIGHT
+    uint32_t word = atomic_load(&um_monitor.page->in_flight);
+    for (unsigned attempt = 0; word & 1 && atomic_load(&um_monitor.page->in_flight) == word; attempt++)
+        um_backoff(attempt);
+#endif
+}
+
+/*
+ * The kernel raises mmap_changing on the userfaultfd before it drops the lock under which memory was unmapped, and lowers
+ * it after the unmapping thread woke. Write-protect calls look at it before their argument: EAGAIN, else EINVAL for length 0.
+ */
+int um_probe(void) {
+    struct uffdio_writeprotect nothing = {.range = {0, 0}};
+    if (um_sys_ioctl(um_monitor.uffd, UFFDIO_WRITEPROTECT, &nothing) == 0)
+        return -EPROTO;
+    return errno == EINVAL ? 0 : errno == EAGAIN ? 1 : -errno;
+}
+
+/* With the lock held. */
+static void fail(int reason) {
+    if (um_monitor.failure)
+        return;
+    um_monitor.failure = reason;
+    um_monitor.descriptors_lost = reason == EBADF || reason == ENOTTY;
+    atomic_store(&um_monitor.page->epoch, 0);
+    for (usermm_device *device = um_monitor.devices; device; device = device->next) {
+        um_queue_advance(device);
+        if (!um_monitor.descriptors_lost && write(device->signal_fd, "", 1) < 0)
+            continue; /* full: it polls readable already */
+    }
+}
+
+void um_monitor_fail(int reason) {
+    sigset_t saved;
+    um_lock(&saved);
+    fail(reason);
+    um_unlock(&saved);
+}
+
+static int apply(const struct uffd_msg *message) {
+    atomic_fetch_add_explicit(&um_monitor.notifications, 1, memory_order_relaxed);
+    switch (message->event) {
+    case UFFD_EVENT_UNMAP:
+    case UFFD_EVENT_REMOVE:
+        return um_queue_notify(message->arg.remove.start, message->arg.remove.end);
+    case UFFD_EVENT_REMAP:
+        return um_queue_notify(message->arg.remap.from, message->arg.remap.from + message->arg.remap.len);
+    default:
+        return -EPROTO;
+    }
+}
+
+/* One read and what it brought. The descriptor is tried first: reading a stranger's file would take its data. */
+static int drain(int uffd) {
+    struct uffd_msg messages[MESSAGES_PER_READ];
+    int result = um_probe();
+    if (result < 0)
+        return result;
+    ssize_t size = um_sys_read(uffd, messages, sizeof messages);
+    if (size < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno; /* EAGAIN: the unmapping thread was killed */
+    if (size % (ssize_t)sizeof *messages)
+        return -EPROTO;
+    result = 0;
+    pthread_mutex_lock(&um_monitor.lock);
+    for (ssize_t i = 0; i < size / (ssize_t)sizeof *messages && result == 0; i++)
+        result = apply(&messages[i]);
+    pthread_mutex_unlock(&um_monitor.lock);
+    return result;
+}
+
+/* Odd before the read that lets the unmapping thread go on: whoever sees odd waits for what that thread did. */
+static bool begin(uint64_t epoch) {
+    pthread_mutex_lock(&um_monitor.lock);
+    bool alive = atomic_load(&um_monitor.page->epoch) == epoch;
+    if (alive)
+        atomic_fetch_add(&um_monitor.page->in_flight, 1);
+    pthread_mutex_unlock(&um_monitor.lock);
+    return alive;
+}
+
+static void finish(int result) {
+    if (result < 0) {
+        pthread_mutex_lock(&um_monitor.lock);
+        fail(-result);
+        pthread_mutex_unlock(&um_monitor.lock);
+    }
+    atomic_fetch_add(&um_monitor.page->in_flight, 1);
+}
+
+/* Lets all waiting threads go. The number stays taken, so nobody's later file can be mistaken for it. */
+static void release_watches(int uffd, int stop_fd) {
+    if (!um_monitor.descriptors_lost)
+        dup3(stop_fd, uffd, O_CLOEXEC);
+}
+
+/*
+ * The reader. It never takes the interpreter's lock, allocates, frees or unmaps; all signals are blocked, so no handler
+ * runs here. Even its exit must come after the release: a thread's end discards its stack, which may be watched.
+ */
+static void *reader(void *argument) {
+    uint64_t epoch = (uint64_t)(uintptr_t)argument;
+    pthread_mutex_lock(&um_monitor.lock);
+    int uffd = um_monitor.uffd, stop_fd = um_monitor.stop_fd;
+    pthread_mutex_unlock(&um_monitor.lock);
+    struct pollfd fds[2] = {{.fd = uffd, .events = POLLIN}, {.fd = stop_fd, .events = POLLIN}};
+    int result = 0;
+    while (result == 0) {
+        int ready = um_sys_poll(fds, 2, -1);
+        int number = errno;
+        if (fds[1].revents || !begin(epoch))
+            break;
+        if (ready < 0 && number != EINTR)
+            result = -number;
+        else if (fds[0].revents)
+            result = fds[0].revents == POLLIN ? drain(uffd) : -EBADF;
+        finish(result);
+    }
+    release_watches(uffd, stop_fd);
+    return NULL;
+}
+
+static void close_descriptors(void) {
+    int fds[] = {atomic_exchange(&um_monitor.uffd, -1), um_monitor.stop_fd, um_monitor.maps_fd};
+    um_monitor.stop_fd = um_monitor.maps_fd = -1;
+    for (int i = 0; i < 3; i++)
+        if (fds[i] >= 0 && !um_monitor.descriptors_lost)
+            close(fds[i]);
+}
+
+/* A child has no reader, and its copies of the descriptors would keep the parent's threads waiting. */
+static void in_child(void) {
+    close_descriptors();
+    um_monitor.open_devices = 0;
+    um_monitor.failure = 0;
+    um_monitor.regions = NULL; /* the parent's; not freed, another thread may have been changing them */
+    um_monitor.region_count = 0;
+    um_monitor.devices = NULL;
+    atomic_store(&um_monitor.notifications, 0);
+    um_monitor.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    lifecycle = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+}
+
+static int prepare_once(void) {
+    if (um_monitor.page)
+        return 0;
+    void *page = um_fault("mmap") ? MAP_FAILED
+                                  : mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return -ENOMEM;
+    if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) || pthread_atfork(NULL, NULL, in_child)) {
+        munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+        return -ENOMEM;
+    }
+    um_monitor.page = page;
+    return 0;
+}
+
+static int start_reader(void) {
+    pthread_attr_t attributes;
+    sigset_t all, saved;
+    if (pthread_attr_init(&attributes))
+        return -ENOMEM;
+    pthread_attr_setstacksize(&attributes, READER_STACK_BYTES);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &saved);
+    int result = um_fault("pthread_create")
+                     ? EAGAIN
+                     : pthread_create(&um_monitor.reader, &attributes, reader, (void *)(uintptr_t)um_monitor.epoch);
+    pthread_sigmask(SIG_SETMASK, &saved, NULL);
+    pthread_attr_destroy(&attributes);
+    return result ? -ENOMEM : 0;
+}
+
+static int start(void) {
+    int result = prepare_once();
+    int uffd;
+    if (result == 0)
+        result = um_userfaultfd_open(&uffd);
+    if (result)
+        return result;
+    atomic_store(&um_monitor.uffd, uffd);
+    um_monitor.stop_fd = um_fault("eventfd") ? um_sys_fail(EMFILE) : eventfd(0, EFD_CLOEXEC);
+    um_monitor.maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC); /* optional: without it maps are read as text */
+    um_monitor.failure = 0;
+    um_monitor.descriptors_lost = false;
+    um_monitor.epoch++;
+    atomic_store(&um_monitor.page->epoch, um_monitor.epoch);
+    result = um_monitor.stop_fd < 0 ? -errno : start_reader();
+    if (result) {
+        atomic_store(&um_monitor.page->epoch, 0);
+        close_descriptors();
+    }
+    return result;
+}
+
+static void stop(void) {
+    sigset_t saved;
+    um_lock(&saved);
+    atomic_store(&um_monitor.page->epoch, 0); /* from here on the reader begins nothing */
+    bool lost = um_monitor.descriptors_lost;
+    um_unlock(&saved);
+    uint64_t one = 1;
+    if (!lost && write(um_monitor.stop_fd, &one, sizeof one) == sizeof one) {
+        pthread_join(um_monitor.reader, NULL);
+    } else {
+        um_settle(); /* it sleeps on files that nobody else can reach; when it wakes, it ends */
+        pthread_detach(um_monitor.reader);
+    }
+    close_descriptors();
+}
+
+int um_monitor_join(usermm_device *device) {
+    sigset_t saved;
+    pthread_mutex_lock(&lifecycle);
+    /* A child made without fork()'s handlers finds its page wiped but its variables full. */
+    if (um_monitor.page && um_monitor.open_devices && !um_monitor.failure &&
+        atomic_load(&um_monitor.page->epoch) != um_monitor.epoch)
+        in_child();
+    int result = um_monitor.failure && um_monitor.open_devices ? -EIO : 0;
+    if (result == 0 && um_monitor.open_devices == 0)
+        result = start();
+    if (result == 0) {
+        um_monitor.open_devices++;
+        um_lock(&saved);
+        atomic_store(&device->epoch, um_monitor.epoch);
+        device->next = um_monitor.devices;
+        device->link = &um_monitor.devices;
+        if (device->next)
+            device->next->link = &device->next;
+        um_monitor.devices = device;
+        um_unlock(&saved);
+    }
+    pthread_mutex_unlock(&lifecycle);
+    return result;
+}
+
+void um_monitor_leave(usermm_device *device) {
+    sigset_t saved;
+    pthread_mutex_lock(&lifecycle);
+    um_lock(&saved);
+    *device->link = device->next;
+    if (device->next)
+        device->next->link = device->link;
+    um_unlock(&saved);
+    if (--um_monitor.open_devices == 0)
+        stop();
+    pthread_mutex_unlock(&lifecycle);
+}
+
+void usermm_count(struct usermm_counts *ret_counts) {
+    sigset_t saved;
+    um_lock(&saved);
+    *ret_counts = (struct usermm_counts){
+        .devices = um_monitor.open_devices,
+        .regions = um_monitor.region_count,
+        .notifications = atomic_load(&um_monitor.notifications),
+        .monitors = um_monitor.page && atomic_load(&um_monitor.page->epoch) != 0,
+    };
+    um_unlock(&saved);
+}

@@ -1,0 +1,63 @@
+/*
+ * The monitor: one userfaultfd, one reader thread, every region of the process. See ARCHITECTURE.md for the invariants.
+ */
+#ifndef UM_MONITOR_H
+#define UM_MONITOR_H
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tree.h"
+#include "usermm.h"
+
+/* In a page of its own that a child process finds wiped (MADV_WIPEONFORK), whatever system call made the child. */
+struct um_page {
+    _Atomic uint64_t epoch;     /* which start of the monitor is alive; 0: none (stopped, failed, or a forked child) */
+    _Atomic uint32_t in_flight; /* odd from before a message is read until it has been applied */
+};
+
+struct um_monitor {
+    struct um_page *page;
+    _Atomic int uffd;     /* -1 when absent, as the next two; atomic: a check may race with the last close */
+    int stop_fd, maps_fd; /* maps_fd may be absent while running */
+    pthread_t reader;
+    uint64_t epoch; /* of the latest start */
+    unsigned open_devices;
+    int failure;                       /* the errno of the first unexpected thing, 0 while all is well */
+    bool descriptors_lost;             /* somebody closed ours: their numbers may be other files by now, touch none */
+    pthread_mutex_t lock;              /* guards what follows; the reader takes it: see um_lock */
+    struct um_node *regions;           /* by start, of all devices */
+    uint64_t region_count, next_serial;
+    usermm_device *devices;            /* open ones */
+    _Atomic uint64_t notifications;
+};
+extern struct um_monitor um_monitor;
+
+/*
+ * The lock that the reader takes. While holding it: no allocation, no free, no call that can unmap, no waiting, and all
+ * signals blocked, since a handler that frees watched memory would wait for the reader, which waits for this lock.
+ */
+void um_lock(sigset_t *ret_saved);
+void um_unlock(const sigset_t *saved);
+
+/* Adds a device to the monitor, starting it for the first one. -EIO while devices of a failed monitor are still open. */
+int um_monitor_join(usermm_device *device);
+/* Removes it, stopping the monitor after the last one. */
+void um_monitor_leave(usermm_device *device);
+
+/* Fails closed: every generation moves, every device answers -EIO. Safe to call from anywhere, more than once. */
+void um_monitor_fail(int reason);
+
+/* Waits until every message that was read before this call has been applied. */
+void um_settle(void);
+
+/* 0: no change of watched memory is under way; 1: one is; negative errno: the descriptor is not our userfaultfd. */
+int um_probe(void);
+
+/* One step of waiting for another thread: spins, then yields, then sleeps longer and longer. */
+void um_backoff(unsigned attempt);
+
+#endif

@@ -1,0 +1,149 @@
+/* What one notification does to the regions it hits, and how events leave the queue. */
+#define _GNU_SOURCE
+#include <string.h>
+
+#include "device.h"
+#include "monitor.h"
+#include "sys.h"
+
+struct notification {
+    uint64_t start, end;
+    usermm_device *hit; /* each device once, linked by next_hit */
+};
+
+static void append(struct um_region *region) {
+    usermm_device *device = region->device;
+    region->queued = true;
+    region->next_queued = NULL;
+    region->previous_queued = device->last_queued;
+    *(device->last_queued ? &device->last_queued->next_queued : &device->first_queued) = region;
+    device->last_queued = region;
+}
+
+static void unlink_queued(struct um_region *region) {
+    usermm_device *device = region->device;
+    *(region->previous_queued ? &region->previous_queued->next_queued : &device->first_queued) = region->next_queued;
+    *(region->next_queued ? &region->next_queued->previous_queued : &device->last_queued) = region->previous_queued;
+    region->queued = false;
+}
+
+/* A second hit before the event was read leaves no single range to name; version 1 toggles the flag instead. */
+static void hit(struct um_node *node, void *context) {
+    struct notification *notification = context;
+    struct um_region *region = (struct um_region *)node; /* by_start comes first */
+    usermm_device *device = region->device;
+    if (region->queued) {
+        region->hint = device->abi == USERMM_ABI_UMMUNOT && !region->hint;
+    } else {
+        append(region);
+        region->hint = true;
+        region->hint_start = notification->start;
+        region->hint_end = notification->end;
+    }
+    if (!device->is_hit) {
+        device->is_hit = true;
+        device->next_hit = notification->hit;
+        notification->hit = device;
+    }
+}
+
+void um_queue_advance(usermm_device *device) {
+    uint64_t generation = atomic_load(&device->generation) + 1;
+    atomic_store(&device->generation, generation);
+    if (device->page)
+        atomic_store(device->page, generation);
+}
+
+/* One byte for each notification, as each one owes a SIGIO. A full pipe polls readable and needs no more. */
+static int signal_readable(const usermm_device *device) {
+    return um_sys_write(device->signal_fd, "", 1) < 0 && errno != EAGAIN ? -errno : 0;
+}
+
+int um_queue_notify(uint64_t start, uint64_t end) {
+    struct notification notification = {.start = start, .end = end};
+    int result = 0;
+    um_tree_visit(um_monitor.regions, start, end, hit, &notification);
+    for (usermm_device *device = notification.hit; device; device = device->next_hit) {
+        device->is_hit = false;
+        um_queue_advance(device);
+        int failed = signal_readable(device);
+        if (result == 0)
+            result = failed;
+    }
+    return result;
+}
+
+/* With nothing left to read the device must stop polling readable. */
+static void clear_readable(const usermm_device *device) {
+    char bytes[4096];
+    if (device->first_queued || device->last_owed)
+        return;
+    while (read(device->ready_fd, bytes, sizeof bytes) == (ssize_t)sizeof bytes)
+        ;
+}
+
+void um_queue_remove(struct um_region *region) {
+    usermm_device *device = region->device;
+    um_tree_remove(&um_monitor.regions, &region->by_start);
+    um_tree_remove(&device->cookies, &region->by_cookie);
+    um_monitor.region_count--;
+    if (region->queued) {
+        unlink_queued(region);
+        clear_readable(device);
+    }
+}
+
+static struct usermm_event describe(const struct um_region *region) {
+    uint64_t start = region->by_start.key, end = region->by_start.end;
+    struct usermm_event event = {
+        .type = USERMM_EVENT_INVAL,
+        .hint_start = start,
+        .hint_end = end,
+        .user_cookie_counter = region->by_cookie.key,
+    };
+    if (region->hint) {
+        event.flags = USERMM_EVENT_FLAG_HINT;
+        event.hint_start = region->hint_start > start ? region->hint_start : start;
+        event.hint_end = region->hint_end < end ? region->hint_end : end;
+    }
+    return event;
+}
+
+/* Fills up to `capacity` events; version 2 owes the closing LAST to the next read when the buffer was full. */
+static unsigned take(usermm_device *device, struct usermm_event *events, unsigned capacity) {
+    unsigned count = 0;
+    for (; count < capacity && device->first_queued; count++) {
+        events[count] = describe(device->first_queued);
+        unlink_queued(device->first_queued);
+    }
+    if (!device->first_queued) {
+        device->last_owed = device->abi == USERMM_ABI_UMMUNOTIFY && count == capacity;
+        if (count < capacity)
+            events[count++] = (struct usermm_event){
+                .type = USERMM_EVENT_LAST,
+                .user_cookie_counter = atomic_load(&device->generation),
+            };
+    }
+    clear_readable(device);
+    return count;
+}
+
+ssize_t usermm_read(usermm_device *device, void *buffer, size_t size) {
+    struct usermm_event events[UM_EVENTS_PER_READ];
+    sigset_t saved;
+    unsigned capacity = size / sizeof *events < UM_EVENTS_PER_READ ? (unsigned)(size / sizeof *events)
+                                                                   : UM_EVENTS_PER_READ;
+    um_settle();
+    int state = um_device_state(device);
+    if (state)
+        return state;
+    atomic_store(&device->used, true);
+    um_lock(&saved);
+    bool readable = device->first_queued || device->last_owed;
+    unsigned count = readable && capacity ? take(device, events, capacity) : 0;
+    um_unlock(&saved);
+    if (!readable)
+        return -EAGAIN;
+    size_t bytes = count * sizeof *events;
+    return um_copy_out(buffer, events, bytes) ? -EFAULT : (ssize_t)bytes;
+}

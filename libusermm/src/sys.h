@@ -1,0 +1,65 @@
+/* Every allocation and system call of the core that can fail, so that a test build can make the n-th one fail. */
+#ifndef UM_SYS_H
+#define UM_SYS_H
+
+#include <errno.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifdef USERMM_FAULT_INJECTION
+/* Defined by the test: true when this call has to fail. Runs in the reader thread too, so it must not allocate. */
+bool um_fault(const char *call);
+#else
+static inline bool um_fault(const char *call) {
+    (void)call;
+    return false;
+}
+#endif
+
+static inline void *um_sys_alloc(size_t size) {
+    return um_fault("malloc") ? NULL : calloc(1, size);
+}
+
+static inline int um_sys_ioctl(int fd, unsigned long request, void *argument) {
+    if (um_fault("ioctl")) {
+        errno = ENOMEM;
+        return -1;
+    }
+    return ioctl(fd, request, argument);
+}
+
+static inline ssize_t um_sys_read(int fd, void *buffer, size_t size) {
+    if (um_fault("read")) {
+        errno = EIO;
+        return -1;
+    }
+    return read(fd, buffer, size);
+}
+
+static inline ssize_t um_sys_write(int fd, const void *buffer, size_t size) {
+    if (um_fault("write")) {
+        errno = EIO;
+        return -1;
+    }
+    return write(fd, buffer, size);
+}
+
+static inline int um_sys_poll(struct pollfd *fds, nfds_t count, int timeout_ms) {
+    if (um_fault("poll")) {
+        errno = ENOMEM;
+        return -1;
+    }
+    return poll(fds, count, timeout_ms);
+}
+
+/* For calls that make a descriptor or a mapping: use as `um_fault("pipe2") ? um_sys_fail(EMFILE) : pipe2(...)`. */
+static inline int um_sys_fail(int number) {
+    errno = number;
+    return -1;
+}
+
+#endif

@@ -1,0 +1,107 @@
+"""One tree of exceptions: everything usermm raises on purpose is a `UsermmError`.
+
+Each class also inherits from the built-in exception that Python programmers expect there, so that
+``except OSError`` and ``except ValueError`` go on working. Messages are one line: the call, the object, the next step.
+The C part raises through the same classes (`refused` and the tables below it).
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class UsermmError(Exception):
+    """Base of everything that usermm raises on purpose."""
+
+
+class ArgumentError(UsermmError, ValueError):
+    """A value that no device accepts: a cookie outside u64, an empty range, a buffer with holes between its items."""
+
+
+class ArgumentTypeError(UsermmError, TypeError):
+    """An object of the wrong kind: not a buffer, not an integer."""
+
+
+class DeviceError(UsermmError, OSError):
+    """A call that the device refused; `errno` is what the system call of the device would have set."""
+
+
+class ClosedError(DeviceError):
+    """The device is closed (EBADF), maybe by another thread while this call waited."""
+
+
+class ForkedError(DeviceError):
+    """The device belongs to the parent process (ECHILD): a forked child opens its own."""
+
+
+class MonitorFailedError(DeviceError):
+    """The monitor met something it does not understand and failed closed (EIO): trust no cached registration."""
+
+
+class CookieError(DeviceError):
+    """The cookie is registered already, or not at all (EINVAL)."""
+
+
+class UnwatchableError(DeviceError):
+    """The memory can change without a notification (EOPNOTSUPP); the message names the mapping and the way out."""
+
+
+class WatchedElsewhereError(DeviceError):
+    """Another userfaultfd owns the memory (EBUSY): a second monitor, CRIU, a virtual machine monitor, a debugger."""
+
+
+class LimitError(DeviceError):
+    """Memory, descriptors or mappings ran out (ENOMEM, EMFILE, ENFILE); nothing was changed."""
+
+
+class UnavailableError(DeviceError):
+    """This kernel, user or container allows no userfaultfd (EPERM, ENOSYS); ``usermm doctor`` names the cure."""
+
+
+class WouldBlockError(DeviceError, BlockingIOError):
+    """Nothing to read, and the device was opened with O_NONBLOCK (EAGAIN)."""
+
+
+_CLASSES: dict[int, type[DeviceError]] = {
+    errno.EBADF: ClosedError,
+    errno.ECHILD: ForkedError,
+    errno.EIO: MonitorFailedError,
+    errno.EOPNOTSUPP: UnwatchableError,
+    errno.EBUSY: WatchedElsewhereError,
+    errno.ENOMEM: LimitError,
+    errno.EMFILE: LimitError,
+    errno.ENFILE: LimitError,
+    errno.EPERM: UnavailableError,
+    errno.ENOSYS: UnavailableError,
+    errno.EAGAIN: WouldBlockError,
+}
+
+
+def from_errno(number: int, message: str) -> DeviceError:
+    """The exception for `number` (a positive errno) with a message that names call, object and next step."""
+    return _CLASSES.get(number, DeviceError)(number, message)
+
+
+# What a device's errno means where the call has nothing more exact to say, and what to do about it.
+_REASONS: dict[int, str] = {
+    errno.EBADF: "the device is closed: open a new one",
+    errno.ECHILD: "the device belongs to the parent process: open a new one in this child",
+    errno.EIO: "the monitor failed: forget every registration, close all devices and open new ones",
+    errno.ENOMEM: "memory or mappings ran out: free some, or raise vm.max_map_count",
+    errno.EMFILE: "no descriptor is free: close some, or raise the limit (ulimit -n)",
+    errno.ENFILE: "the system has no descriptor left: close some, or raise fs.file-max",
+    errno.EPERM: "this process may not use userfaultfd: `usermm doctor` names the cure",
+    errno.ENOSYS: "this kernel has no userfaultfd with write-protect mode and events: `usermm doctor` says what it has",
+    errno.EBUSY: "another userfaultfd watches part of this memory (a second monitor, CRIU, a debugger): end that one first",
+    errno.EOPNOTSUPP: "part of this memory can change without a notification: register other memory, or a copy",
+    errno.EFAULT: "the address is not mapped, or not for this: pass memory of this process",
+    errno.EAGAIN: "nothing to read: poll fileno(), or open without O_NONBLOCK",
+    errno.ENOTTY: "this version of the device has no such request: see usermm.uapi",
+    errno.EACCES: "the device is read-only: map it with PROT_READ",
+    errno.EINVAL: "the device does not accept this argument here: see the rules of its version",
+}
+
+
+def refused(number: int, call: str, reason: str | None = None) -> DeviceError:
+    """The exception for a `call` that the device answered with errno `number`."""
+    return from_errno(number, f"{call}: {reason or _REASONS.get(number, 'the system call failed')}")

@@ -1,0 +1,46 @@
+"""The reference model, for your own tests: an address space that can be changed at will, and the device on top.
+
+    from usermm.testing import AddressSpace, ModelDevice
+
+    space = AddressSpace()
+    device = ModelDevice(space)
+    address = space.mmap(8192)
+    device.register_range(address, address + 8192, cookie=7)
+    space.munmap(address, 4096)
+    device.read(timeout=0)  # [Invalidation(cookie=7, start=address, end=address + 4096, hint=True), Last(generation=1)]
+
+A `ModelDevice` has the methods of `usermm.Ummunotify` that make sense without memory, so code that takes a device can be
+given a model and made to meet every order of events, without a kernel's permission and without luck.
+"""
+
+from .address_space import (
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
+    MADV_REMOVE,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    AddressSpace,
+)
+from .device import ModelDevice
+from .mappings import PAGE_BYTES, Mapping
+from .notifications import Cause, Flavour, Listener, Notification
+
+__all__ = [
+    "MADV_DONTNEED",
+    "MADV_DONTNEED_LOCKED",
+    "MADV_FREE",
+    "MADV_REMOVE",
+    "MREMAP_DONTUNMAP",
+    "MREMAP_FIXED",
+    "MREMAP_MAYMOVE",
+    "PAGE_BYTES",
+    "AddressSpace",
+    "Cause",
+    "Flavour",
+    "Listener",
+    "Mapping",
+    "ModelDevice",
+    "Notification",
+]

@@ -1,0 +1,134 @@
+"""`Ummunotify`: the device in Python, a pleasant API over the exact ABI."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import mmap as _mmap
+import os
+import struct
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+from usermm import _core
+from usermm.errors import ArgumentError, ClosedError, DeviceError, refused
+from usermm.ummunotify import memory
+from usermm.ummunotify.events import Event, Invalidation, Last
+
+_EVENT = struct.Struct("=IIQQQ")  # struct ummunotify_event: type, flags, hint_start, hint_end, user_cookie_counter
+_LAST = 1
+_FLAG_HINT = 1
+_ADDRESS_LIMIT = 1 << 63  # the upper half belongs to the kernel on every architecture
+
+
+class Ummunotify(_core.Device):
+    """Learns when memory of this process is unmapped, moved or discarded.
+
+    Regions are named by a cookie. `generation` counts the notifications that hit one of them; `check` answers "nothing
+    changed" without reading; `read` says what did. A region watches the memory that is mapped when it is registered:
+    memory mapped later at the same address is watched once it is registered again.
+
+    Any thread may call anything. A forked child of the opener gets ForkedError (ECHILD) from every method but close().
+    """
+
+    def register(self, buffer: object, cookie: int | None = None, *, accept_file_memory: bool = False) -> int:
+        """Watches the memory of `buffer` and returns its cookie (0..2**64-1; one of the device's own when left out).
+
+        `buffer` has the buffer protocol (contiguous), or data_ptr() and nbytes, or address and size. It is not kept
+        alive: that it goes away is what the device is there to notice. Otherwise like register_range.
+        """
+        address, length = _core.buffer_range(buffer)
+        return self.register_range(address, address + length, cookie, accept_file_memory=accept_file_memory)
+
+    def register_range(
+        self, start: int, end: int, cookie: int | None = None, *, accept_file_memory: bool = False
+    ) -> int:
+        """Watches the addresses from `start` up to, not including, `end` (bytes; not empty, all of it mapped).
+
+        `accept_file_memory=True` accepts file mappings although truncating the file, or punching a hole in it, takes
+        memory away without a notification (userfaultfd reports what a process does to its mappings, not to files).
+
+        Raises UnwatchableError (EOPNOTSUPP) for memory that can change unseen, with the mapping and the way out; DeviceError
+        (EFAULT) for addresses where nothing is mapped; CookieError (EINVAL) for a cookie in use; WatchedElsewhereError
+        (EBUSY); LimitError (ENOMEM).
+        """
+        if not 0 <= start < end <= _ADDRESS_LIMIT:
+            raise ArgumentError(f"register_range: 0x{start:x}-0x{end:x} is empty or no range of addresses: pass start < end")
+        flags = _core.REFUSE_HOLES | (0 if accept_file_memory else _core.REFUSE_FILES)
+        try:
+            return self.watch(start, end, cookie, flags)
+        except DeviceError as error:
+            return self._register_slowly(start, end, cookie, flags, error)
+
+    def _register_slowly(self, start: int, end: int, cookie: int | None, flags: int, error: DeviceError) -> int:
+        """The memory was refused: sealed files after all, everything else with the mapping's name and the way out."""
+        if error.errno not in (errno.EOPNOTSUPP, errno.EFAULT):
+            raise error
+        verdict = memory.judge(start, end)
+        if verdict.kind is memory.Kind.WATCHABLE and flags & _core.REFUSE_FILES:
+            return self.watch(start, end, cookie, flags & ~_core.REFUSE_FILES)
+        raise refused(error.errno, f"register(0x{start:x}-0x{end:x})", str(verdict)) from None
+
+    def read(self, timeout: float | None = None) -> list[Event]:
+        """The next events, at most 128: Invalidation for each region hit, then Last once the queue is drained.
+
+        Waits until there is one; `timeout` seconds at most ([] then), and not at all for 0. Signal handlers run while it
+        waits; close() from another thread ends it with ClosedError.
+        """
+        return [_decode(*fields) for fields in _EVENT.iter_unpack(self.read_within(timeout))]
+
+    def mmap(
+        self,
+        length: int = 4096,
+        prot: int = _mmap.PROT_READ,
+        flags: int = _mmap.MAP_SHARED,
+        offset: int = 0,
+    ) -> memoryview:
+        """Maps the page whose first eight bytes are the generation, read-only; the view outlives the device.
+
+        A load from it can come before the monitor has counted a change (microseconds); `generation` never does. EINVAL:
+        offset not 0 or length outside 1..4096; EACCES: a writable shared mapping.
+        """
+        return self.map_page(length, prot, flags, offset)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Events as they come, under asyncio; ends when the device is closed. For trio and others poll fileno()."""
+        # Its own descriptor, so that two iterations, or a user's own add_reader, do not replace each other's callback.
+        try:
+            descriptor = os.dup(self.fileno())
+        except ClosedError:
+            return
+        try:
+            while True:
+                await _readable(descriptor)
+                for event in self.read(timeout=0):
+                    yield event
+        except ClosedError:
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _decode(kind: int, flags: int, start: int, end: int, cookie_or_counter: int) -> Event:
+    if kind == _LAST:
+        return Last(cookie_or_counter)
+    return Invalidation(cookie_or_counter, start, end, bool(flags & _FLAG_HINT))
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)

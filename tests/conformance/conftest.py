@@ -1,0 +1,59 @@
+"""Fixtures of the conformance list: each test runs on every implementation, and on both versions if it asks for `abi`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+_HERE = pathlib.Path(__file__).parent
+for _folder in (_HERE, _HERE.parent):
+    if str(_folder) not in sys.path:
+        sys.path.insert(0, str(_folder))
+
+from client import Client  # noqa: E402
+from implementations import Implementation, all_implementations, closing_all  # noqa: E402
+
+OpenClient = Callable[..., Client]
+
+
+@pytest.fixture(params=sorted(all_implementations()))
+def implementation(request: pytest.FixtureRequest) -> Iterator[Implementation]:
+    kind = all_implementations()[request.param]
+    reason = kind.unavailable()
+    if reason is not None:
+        pytest.skip(f"{kind.name}: {reason}")
+    with closing_all(kind()) as found:
+        yield found
+
+
+@pytest.fixture(params=[1, 2], ids=["v1", "v2"])
+def abi(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture
+def open_client(implementation: Implementation) -> Iterator[OpenClient]:
+    """Opens further clients: open_client(abi=2, flags=O_NONBLOCK); all are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def open_one(abi: int = 2, flags: int = os.O_RDONLY | os.O_NONBLOCK) -> Client:
+            return stack.enter_context(contextlib.closing(Client(implementation, abi, flags)))
+
+        yield open_one
+
+
+@pytest.fixture
+def client(open_client: OpenClient, abi: int) -> Client:
+    """A non-blocking client, one of each version."""
+    return open_client(abi)
+
+
+@pytest.fixture
+def client2(open_client: OpenClient) -> Client:
+    """A non-blocking client of version 2."""
+    return open_client(2)
