@@ -14,8 +14,8 @@ setup(
             sources=SOURCES,
             depends=sorted(str(path.relative_to(HERE)) for path in (HERE / "libusermm").rglob("*.h")),
             include_dirs=["libusermm/include"],
-            extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"],
-            extra_link_args=["-pthread"],
+            extra_compile_args=["-std=c11", "-O2", "-flto", "-fno-plt", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"],
+            extra_link_args=["-pthread", "-O2", "-flto"],
             py_limited_api=True,
         )
     ],

@@ -27,7 +27,20 @@ int um_raise_from_pending(PyObject *type, const char *message) {
     return -1;
 }
 
+/* The common case costs one call; everything else, and every error, takes the long way below. */
+static int exact_int_to_u64(PyObject *object, uint64_t *ret_value) {
+    if (!PyLong_CheckExact(object))
+        return -1;
+    *ret_value = PyLong_AsUnsignedLongLong(object);
+    if (*ret_value != UINT64_MAX || !PyErr_Occurred())
+        return 0;
+    PyErr_Clear();
+    return -1;
+}
+
 int um_to_u64(const struct module_state *state, PyObject *object, const char *name, uint64_t *ret_value) {
+    if (exact_int_to_u64(object, ret_value) == 0)
+        return 0;
     PyObject *number = PyNumber_Index(object);
     if (!number) {
         PyErr_Format(state->argument_type_error, "%s must be an int, not %R", name, (PyObject *)Py_TYPE(object));

@@ -45,6 +45,7 @@ static int fill(PyObject *module) {
     state->device_error = PyObject_GetAttrString(errors, "refused");
     state->argument_error = PyObject_GetAttrString(errors, "ArgumentError");
     state->argument_type_error = PyObject_GetAttrString(errors, "ArgumentTypeError");
+    state->probe_name = PyUnicode_InternFromString("probe");
     state->page_type = add_type(module, &um_page_spec, NULL);
     Py_DECREF(errors);
     PyObject *device = add_type(module, &um_device_spec, "Device");
@@ -52,7 +53,8 @@ static int fill(PyObject *module) {
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && state->device_error && state->argument_error && state->argument_type_error && state->page_type
+    return device && state->device_error && state->argument_error && state->argument_type_error && state->page_type &&
+                   state->probe_name
                ? 0
                : -1;
 }
@@ -63,6 +65,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->argument_error);
     Py_VISIT(state->argument_type_error);
     Py_VISIT(state->page_type);
+    Py_VISIT(state->probe_name);
     return 0;
 }
 
@@ -72,6 +75,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->argument_error);
     Py_CLEAR(state->argument_type_error);
     Py_CLEAR(state->page_type);
+    Py_CLEAR(state->probe_name);
     return 0;
 }
 

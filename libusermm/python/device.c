@@ -58,25 +58,26 @@ static PyObject *get_flags(PyObject *self, void *closure) {
     return PyLong_FromLong(usermm_flags(core_of(self)));
 }
 
-static int parse_probe(const struct module_state *state, PyObject *const *args, Py_ssize_t count, PyObject *names,
-                       int *ret_probe) {
+/* Names in calls are interned strings, so the same name is nearly always the same object. */
+static int is_probe(const struct module_state *state, PyObject *name) {
+    return name == state->probe_name || PyUnicode_Compare(name, state->probe_name) == 0;
+}
+
+/* 1 or 0, or -1 with an exception. */
+static int parse_probe(const struct module_state *state, PyObject *const *args, Py_ssize_t count, PyObject *names) {
     Py_ssize_t named = names ? PyTuple_Size(names) : 0;
-    *ret_probe = 1;
-    if (count < 1 || count + named > 2 ||
-        (named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "probe") != 0)) {
+    if (count < 1 || count + named > 2 || (named == 1 && !is_probe(state, PyTuple_GetItem(names, 0)))) {
         PyErr_SetString(state->argument_type_error, "check takes the generation seen, and probe=True or False");
         return -1;
     }
-    if (count + named == 2)
-        *ret_probe = PyObject_IsTrue(args[1]);
-    return *ret_probe < 0 ? -1 : 0;
+    return count + named == 1 || args[1] == Py_True ? 1 : args[1] == Py_False ? 0 : PyObject_IsTrue(args[1]);
 }
 
 static PyObject *check(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
     const struct module_state *state = state_of(self);
     uint64_t seen;
-    int probe;
-    if (parse_probe(state, args, count, names, &probe) || um_to_u64(state, args[0], "seen", &seen))
+    int probe = parse_probe(state, args, count, names);
+    if (probe < 0 || um_to_u64(state, args[0], "seen", &seen))
         return NULL;
     int result = usermm_check(core_of(self), seen, probe ? USERMM_PROBE_TRY : USERMM_PROBE_NONE);
     if (result == -EAGAIN) {
@@ -84,7 +85,7 @@ static PyObject *check(PyObject *self, PyObject *const *args, Py_ssize_t count, 
         result = usermm_check(core_of(self), seen, USERMM_PROBE_WAIT);
         Py_END_ALLOW_THREADS
     }
-    return result < 0 ? um_raise(state, result, "check", NULL) : PyBool_FromLong(result);
+    return result < 0 ? um_raise(state, result, "check", NULL) : Py_NewRef(result ? Py_True : Py_False);
 }
 
 /* watch(start, end, cookie or None, flags) -> cookie */

@@ -67,12 +67,16 @@ int um_probe(void) {
     return errno == EINVAL ? 0 : errno == EAGAIN ? 1 : -errno;
 }
 
+static bool means_lost(int number) {
+    return number == EBADF || number == ENOTTY;
+}
+
 /* With the lock held. */
 static void fail(int reason) {
     if (um_monitor.failure)
         return;
     um_monitor.failure = reason;
-    um_monitor.descriptors_lost = reason == EBADF || reason == ENOTTY;
+    um_monitor.descriptors_lost = means_lost(reason);
     atomic_store(&um_monitor.page->epoch, 0);
     for (usermm_device *device = um_monitor.devices; device; device = device->next) {
         um_queue_advance(device);
@@ -159,12 +163,14 @@ static void *reader(void *argument) {
     while (result == 0) {
         int ready = um_sys_poll(fds, 2, -1);
         int number = errno;
-        if (fds[1].revents || !begin(epoch))
-            break;
-        if (ready < 0 && number != EINTR)
-            result = -number;
+        if (!begin(epoch))
+            break; /* stopped or failed */
+        if (ready < 0)
+            result = number == EINTR ? 0 : -number;
+        else if (fds[1].revents || fds[0].revents & ~POLLIN)
+            result = -EBADF; /* nobody stops a living epoch: somebody closed or replaced our descriptors */
         else if (fds[0].revents)
-            result = fds[0].revents == POLLIN ? drain(uffd) : -EBADF;
+            result = drain(uffd);
         finish(result);
     }
     release_watches(uffd, stop_fd);
@@ -250,10 +256,10 @@ static void stop(void) {
     sigset_t saved;
     um_lock(&saved);
     atomic_store(&um_monitor.page->epoch, 0); /* from here on the reader begins nothing */
-    bool lost = um_monitor.descriptors_lost;
+    um_monitor.descriptors_lost |= means_lost(-um_probe());
     um_unlock(&saved);
     uint64_t one = 1;
-    if (!lost && write(um_monitor.stop_fd, &one, sizeof one) == sizeof one) {
+    if (!um_monitor.descriptors_lost && write(um_monitor.stop_fd, &one, sizeof one) == sizeof one) {
         pthread_join(um_monitor.reader, NULL);
     } else {
         um_settle(); /* it sleeps on files that nobody else can reach; when it wakes, it ends */

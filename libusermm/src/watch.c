@@ -60,6 +60,11 @@ static bool is_file(const struct mapping *mapping) {
            strcmp(mapping->name, "/anon_hugepage (deleted)") != 0;
 }
 
+/* shmdt(2) tells no userfaultfd, although since 6.7 the segment can be registered with one. */
+static bool is_sysv(const struct mapping *mapping) {
+    return mapping->inode && strncmp(mapping->name, "/SYSV", 5) == 0;
+}
+
 static int watch_range(uint64_t start, uint64_t end) {
     struct uffdio_register request = {.range = {start, end - start}, .mode = UFFDIO_REGISTER_MODE_WP};
     return um_sys_ioctl(um_monitor.uffd, UFFDIO_REGISTER, &request) ? -errno : 0;
@@ -133,7 +138,7 @@ static bool must_be_coarse(void) {
     return now_coarse;
 }
 
-/* What USERMM_REFUSE_* asks. The memory is watched by now, so a change after this look is reported. */
+/* What nobody may register, and what USERMM_REFUSE_* asks. The memory is watched by now, so a change after this look is reported. */
 static int refuse(uint64_t start, uint64_t end, unsigned flags) {
     struct mapping mapping;
     for (uint64_t at = start; at < end; at = mapping.end) {
@@ -144,7 +149,7 @@ static int refuse(uint64_t start, uint64_t end, unsigned flags) {
             return -EFAULT;
         if (result || mapping.start >= end)
             return 0;
-        if (flags & USERMM_REFUSE_FILES && is_file(&mapping))
+        if (is_sysv(&mapping) || (flags & USERMM_REFUSE_FILES && is_file(&mapping)))
             return -EOPNOTSUPP;
     }
     return 0;
@@ -167,5 +172,5 @@ int um_watch(uint64_t start, uint64_t end, unsigned flags) {
         um_monitor_fail(-result);
         result = -EIO;
     }
-    return result ? result : flags ? refuse(start, end, flags) : 0;
+    return result ? result : refuse(start, end, flags);
 }

@@ -7,13 +7,13 @@ what helps, also for wrong arguments); 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 
 from usermm import commands
 from usermm.errors import UsermmError
+from usermm.version import __version__
 
 CANNOT = 2
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -46,9 +46,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="usermm", description="Exact memory notifications on a stock kernel."
     )
-    parser.add_argument(
-        "--version", action="version", version=f"usermm {importlib.metadata.version('usermm')}"
-    )
+    parser.add_argument("--version", action="version", version=f"usermm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     known = commands.names()
     for name in words[:1] if words[:1] and words[0] in known else known:

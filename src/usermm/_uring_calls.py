@@ -6,10 +6,20 @@ import ctypes
 import errno
 import os
 
-from usermm.errors import from_errno
+from usermm.errors import ArgumentError, ArgumentTypeError, from_errno
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+_LIMIT_DESCRIPTORS = "close descriptors or raise the limit (ulimit -n)"
+_NEXT_STEPS = {
+    errno.ENOSYS: "this kernel has no io_uring: one built with CONFIG_IO_URING, 5.19 or newer, is needed",
+    errno.EMFILE: _LIMIT_DESCRIPTORS,
+    errno.ENFILE: _LIMIT_DESCRIPTORS,
+    errno.ENOMEM: "pin less memory or raise the limit (ulimit -l; in a service LimitMEMLOCK=)",
+    errno.EFAULT: "the whole range must be mapped, writable, and not a mapping of a file",
+    errno.EINVAL: "sparse fixed buffers need Linux 5.19 or newer",
+}
 
 
 def syscall(number: int, *arguments: int) -> int:
@@ -26,21 +36,11 @@ def checked(what: str, result: int) -> int:
 
 
 def _next_step(number: int) -> str:
-    match number:
-        case errno.EPERM | errno.EACCES:
-            return _permission()
-        case errno.ENOSYS:
-            return "this kernel has no io_uring: one built with CONFIG_IO_URING, 5.19 or newer, is needed"
-        case errno.EMFILE | errno.ENFILE:
-            return "close descriptors or raise the limit (ulimit -n)"
-        case errno.ENOMEM:
-            return "pin less memory or raise the limit (ulimit -l; in a service LimitMEMLOCK=)"
-        case errno.EFAULT:
-            return "the whole range must be mapped, writable, and not a mapping of a file"
-        case errno.EINVAL:
-            return "sparse fixed buffers need Linux 5.19 or newer"
-        case _:
-            return "see io_uring_register(2)"
+    return (
+        _permission()
+        if number in (errno.EPERM, errno.EACCES)
+        else _NEXT_STEPS.get(number, "see io_uring_register(2)")
+    )
 
 
 def _permission() -> str:
@@ -63,3 +63,11 @@ def read_error(number: int, fd: int, slot: int, address: int, length: int) -> st
         step = f"the slot is empty or the range is not inside it: update({slot}, ...) first"
         return f"{what}: {os.strerror(number)}; {step}"
     return f"{what}: {os.strerror(number)}"
+
+
+def require(name: str, value: int, lowest: int, highest: int) -> None:
+    """Refuse what no kernel can take, before it is cut to 32 or 64 bits."""
+    if not isinstance(value, int):
+        raise ArgumentTypeError(f"io_uring: {name} must be an integer, not {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise ArgumentError(f"io_uring: {name} is {value}; it must be from {lowest} to {highest}")

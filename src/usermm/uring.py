@@ -18,8 +18,8 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from usermm._uring_calls import checked, read_error, syscall
-from usermm.errors import ArgumentError, ArgumentTypeError, ClosedError, DeviceError, ForkedError, from_errno
+from usermm._uring_calls import checked, read_error, require, syscall
+from usermm.errors import ClosedError, DeviceError, ForkedError, from_errno
 from usermm.uapi import io_uring as abi
 
 # One read is in flight at most; the kernel keeps completions that do not fit (IORING_FEAT_NODROP, since 5.5).
@@ -41,7 +41,7 @@ class Ring:
 
     def __init__(self, slots: int) -> None:
         self._fd = -1
-        _require("slots", slots, 1, abi.IORING_MAX_REG_BUFFERS)
+        require("slots", slots, 1, abi.IORING_MAX_REG_BUFFERS)
         self.slots = slots
         self._pid = os.getpid()
         self._sequence = 0
@@ -70,8 +70,8 @@ class Ring:
         writable, or file memory), `LimitError` (ENOMEM: RLIMIT_MEMLOCK is used up), `ArgumentError`,
         `ClosedError`, `ForkedError`.
         """
-        _require("address", address, 1, _U64)
-        _require("length", length, 1, abi.FIXED_BUFFER_MAX_BYTES)
+        require("address", address, 1, _U64)
+        require("length", length, 1, abi.FIXED_BUFFER_MAX_BYTES)
         self._update(slot, address, length, tag)
 
     def clear(self, slot: int) -> None:
@@ -88,11 +88,11 @@ class Ring:
         `ForkedError`.
         """
         self._require_live()
-        _require("slot", slot, 0, self.slots - 1)
-        _require("address", address, 0, _U64)
-        _require("length", length, 0, (1 << 32) - 1)
-        _require("offset", offset, 0, (1 << 63) - 1)
-        _require("fd", fd, 0, (1 << 31) - 1)
+        require("slot", slot, 0, self.slots - 1)
+        require("address", address, 0, _U64)
+        require("length", length, 0, (1 << 32) - 1)
+        require("offset", offset, 0, (1 << 63) - 1)
+        require("fd", fd, 0, (1 << 31) - 1)
         self._sequence += 1
         wanted = _READ | self._sequence
         # From the head, not from the tail: an entry that Ctrl-C kept from being submitted is overwritten
@@ -207,8 +207,8 @@ class Ring:
 
     def _update(self, slot: int, address: int, length: int, tag: int) -> None:
         self._require_live()
-        _require("slot", slot, 0, self.slots - 1)
-        _require("tag", tag, 0, _READ - 1)
+        require("slot", slot, 0, self.slots - 1)
+        require("tag", tag, 0, _READ - 1)
         vector = ctypes.create_string_buffer(abi.IOVEC.pack(address, length), abi.IOVEC.size)
         tags = ctypes.c_uint64(tag)
         update = abi.RSRC_UPDATE2.pack(slot, 0, ctypes.addressof(vector), ctypes.addressof(tags), 1, 0)
@@ -248,10 +248,3 @@ class Ring:
             raise ForkedError(
                 errno.ECHILD, "io_uring: the ring belongs to the parent process; open one in the child"
             )
-
-
-def _require(name: str, value: int, lowest: int, highest: int) -> None:
-    if not isinstance(value, int):
-        raise ArgumentTypeError(f"io_uring: {name} must be an integer, not {type(value).__name__}")
-    if not lowest <= value <= highest:
-        raise ArgumentError(f"io_uring: {name} is {value}; it must be from {lowest} to {highest}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
-from implementations import Implementation
+import pytest
+from conformance.implementations import Implementation
 
-from usermm import Invalidation, Last
 from usermm.uapi import ummunot, ummunotify
+from usermm.ummunotify.events import Invalidation, Last
 
 
 class Client:
@@ -75,3 +77,14 @@ def _event(kind: int, flags: int, start: int, end: int, cookie_or_counter: int) 
     assert kind == ummunotify.EVENT_TYPE_INVAL
     assert flags in (0, ummunotify.EVENT_FLAG_HINT)
     return Invalidation(cookie_or_counter, start, end, flags == ummunotify.EVENT_FLAG_HINT)
+
+
+OpenClient = Callable[..., Client]
+"""open_client(abi=2, flags=O_RDONLY | O_NONBLOCK): the fixture that opens further clients."""
+
+
+def errno_of(call: Callable[..., object], *arguments: object) -> int:
+    """The errno of the OSError that call(*arguments) raises."""
+    with pytest.raises(OSError) as caught:
+        call(*arguments)
+    return caught.value.errno or 0

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-
-_HERE = pathlib.Path(__file__).parent
-for _folder in (_HERE, _HERE.parent):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
-
-from client import Client  # noqa: E402
-from implementations import Implementation, all_implementations, closing_all  # noqa: E402
-
-OpenClient = Callable[..., Client]
+from conformance.client import Client, OpenClient
+from conformance.implementations import Implementation, all_implementations, closing_all
 
 
 @pytest.fixture(params=sorted(all_implementations()))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from implementations import PAGE, Child, Implementation, listed
+from conformance.implementations import PAGE, Child, Implementation, listed
 from support.arena import Arena, move_break
 
 import usermm
@@ -106,6 +106,7 @@ class InProcess(Implementation):
         if move_break(0) != self._heap_end:
             pytest.skip("malloc moved the break meanwhile; run the test alone")
         move_break(-pages * PAGE)
+        self._heap_end = move_break(0)
 
     @property
     def bad_address(self) -> int:

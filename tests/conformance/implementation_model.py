@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from implementations import PAGE, Child, Implementation, listed
+from conformance.implementations import PAGE, Child, Implementation, listed
 
 from usermm.testing import AddressSpace, Flavour, ModelDevice
 from usermm.uapi import ummunotify

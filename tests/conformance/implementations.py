@@ -146,7 +146,7 @@ def listed(implementation: type[Implementation]) -> type[Implementation]:
 def all_implementations() -> dict[str, type[Implementation]]:
     """By name, every class that a file implementation_*.py of this folder lists."""
     for path in sorted(pathlib.Path(__file__).parent.glob("implementation_*.py")):
-        importlib.import_module(path.stem)
+        importlib.import_module(f"conformance.{path.stem}")
     return dict(_listed)
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 PAGE_BYTES = 4096
-WINDOW_BYTES = 1 << 30
+WINDOW_BYTES = 1 << 26
 
 _MAP_FIXED = 0x10
 _MAP_FIXED_NOREPLACE = 0x100000

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from usermm import Ummunotify
 from usermm.demonstration import slow_motion
 from usermm.demonstration.caches import ByHandCache, NotifiedCache
-from usermm.demonstration.churn import Outcome, churn, steps
+from usermm.demonstration.churn import churn, steps
+from usermm.demonstration.record import Outcome
 from usermm.demonstration.workbench import KnownFile, largest_buffer
 from usermm.reporters.demo import BY_HAND, USERMM, JsonReport, Report, TextReport
 from usermm.uring import Ring
@@ -65,7 +66,9 @@ def narrate(report: Report, file: KnownFile, length: int) -> None:
                 report.moment(moment)
 
 
-def measure(name: str, report: Report, file: KnownFile, args: argparse.Namespace, largest_bytes: int) -> Outcome:
+def measure(
+    name: str, report: Report, file: KnownFile, args: argparse.Namespace, largest_bytes: int
+) -> Outcome:
     """The loop with one of the caches; the random sequence is the same for both."""
     with opened(name) as cache:
         sequence = steps(args.seed, args.reads, largest_bytes)

@@ -8,23 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from usermm.demonstration.caches import ByHandCache
+from usermm.demonstration.record import Outcome
 from usermm.demonstration.workbench import FILE_BYTES, SECTOR_BYTES, Buffer, KnownFile, pinned_bytes
 from usermm.errors import DeviceError
 
 ALIVE = 8  # buffers at any time
 SIZES = 8  # eighths of the largest one
 RENEWAL = 0.3  # how often a buffer is unmapped, and one of another size mapped, before a read
-
-
-@dataclass
-class Outcome:
-    """What was counted; `pinned_bytes_max` is the most that the process had pinned."""
-
-    reads: int = 0
-    wrong_reads: int = 0
-    registrations: int = 0
-    hits: int = 0
-    pinned_bytes_max: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum, auto
 
 from usermm.demonstration.caches import ByHandCache
+from usermm.demonstration.record import Happening, Moment
 from usermm.demonstration.workbench import LABEL_BYTES, SECTOR_BYTES, Buffer, KnownFile, label, pinned_bytes
 
 OLD_BYTES = b"my own old bytes"
@@ -16,40 +15,11 @@ _SECOND_SECTOR = 2000
 _TRIES = 32  # mappings until the kernel gives the address again; the first one nearly always has it
 
 
-class Happening(Enum):
-    """What a moment shows."""
-
-    MAPPED = auto()
-    REGISTERED = auto()  # the look-up missed
-    HIT = auto()
-    READ = auto()
-    UNMAPPED = auto()
-    NOTIFIED = auto()  # the cache was told, and forgot `forgotten` registrations
-    NOT_NOTIFIED = auto()
-    MAPPED_AGAIN = auto()  # at the same address
-    MAPPED_ELSEWHERE = auto()
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One step and what was measured right after it; sizes in bytes."""
-
-    happening: Happening
-    address: int
-    length: int
-    pinned_bytes: int
-    slot: int = 0
-    forgotten: int = 0
-    transferred: int = 0  # what the ring reported
-    buffer: str = ""  # what the program finds at the start of its buffer
-    expected: str = ""  # what the file has there
-
-
 def play(cache: ByHandCache, file: KnownFile, length: int) -> Iterator[Moment]:
     """Let it happen with `cache`; each moment is real and just over when it is yielded."""
     with contextlib.ExitStack() as stack:
         buffer = Buffer(length)
-        stack.callback(lambda: buffer.close())
+        stack.callback(buffer.close)
         address = buffer.address
         yield Moment(Happening.MAPPED, address, length, pinned_bytes())
         yield _look_up(cache, buffer)

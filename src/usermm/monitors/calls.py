@@ -63,6 +63,12 @@ def map_memory(length: int, *, shared: bool = False, at: int | None = None, flag
     return int(address)
 
 
+def map_free(address: int, length: int) -> bool:
+    """As `map_memory` at an address that must be free; False when it is not. Quick: for loops that wait for it."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+    return bool(_mmap(address, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) == address)
+
+
 def unmap(address: int, length: int) -> None:
     """munmap(2)."""
     if _munmap(address, length) != 0:

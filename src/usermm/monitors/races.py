@@ -6,8 +6,8 @@ is free, and mapped again, before the message exists.
 
 from __future__ import annotations
 
-import errno
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Final, Self
@@ -16,21 +16,45 @@ from usermm.monitors import calls
 from usermm.monitors.base import OTHER_THREAD, OWN_THREAD, Device, RaceTrial
 from usermm.monitors.calls import PAGE
 
-TRIALS: Final = 3000
-"""Of each kind: one to two seconds in all. An unprotected monitor is wrong in 0.4 % of them or more."""
+TRIALS: Final = 2000
+"""Of each kind: one to three seconds in all."""
+
+# How wide the window of the second race is depends on which thread gets which core, which differs from run to run and
+# from one build of Python to the next. Several shapes together have met it hundreds of times in every run; one alone
+# sometimes not at all, and a quiet machine and a single page hardly ever.
+_SHAPES: Final = ((64, 1), (64, 2), (256, 1), (16, 2))
+"""Pages that the other thread unmaps at once, which keep its call in the kernel for longer; threads that make noise."""
+_SWITCH_INTERVAL_S: Final = 1e-5
 _ATTEMPTS: Final = 100_000
 
 
 def run_all(open_device: Callable[[], Device], trials: int = TRIALS) -> tuple[RaceTrial, ...]:
-    """Both races, on a device each."""
-    found = []
-    for race in (own_thread, other_thread):
-        device = open_device()
-        try:
-            found.append(race(device, trials))
-        finally:
-            device.close()
-    return tuple(found)
+    """Both races, while other threads keep the monitor busy with a device of their own."""
+    device, other = open_device(), open_device()
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    try:
+        with _Noise(other, 1):
+            own = own_thread(device, trials)
+        rounds = []
+        for pages, noises in _SHAPES:
+            with _Noise(other, noises):
+                rounds.append(other_thread(device, trials // len(_SHAPES), pages))
+        return own, _sum(rounds)
+    finally:
+        sys.setswitchinterval(interval_s)
+        device.close()
+        other.close()
+
+
+def _sum(rounds: list[RaceTrial]) -> RaceTrial:
+    return RaceTrial(
+        rounds[0].name,
+        sum(found.trials for found in rounds),
+        sum(found.wrong for found in rounds),
+        sum(found.wrong_unprotected or 0 for found in rounds),
+        sum(found.trials_unprotected for found in rounds),
+    )
 
 
 def own_thread(device: Device, trials: int = TRIALS) -> RaceTrial:
@@ -41,25 +65,24 @@ def own_thread(device: Device, trials: int = TRIALS) -> RaceTrial:
         cookie = device.register_range(start, start + PAGE)
         seen = device.generation
         calls.unmap(start, PAGE)
-        if trial % 2:
-            late += device.generation == seen
-        else:
-            late += device.check(seen, probe=False)
+        late += device.check(seen, probe=False) if trial % 2 else device.generation == seen
         device.unregister(cookie)
     return RaceTrial(OWN_THREAD, trials, late)
 
 
-def other_thread(device: Device, trials: int = TRIALS) -> RaceTrial:
+def other_thread(device: Device, trials: int = TRIALS, pages: int = 64) -> RaceTrial:
     """Another thread unmaps; this one maps the address again and asks, in turn with and without the probe."""
-    with _Unmapper() as unmapper:
-        asked = [0, 0]
-        stale = [0, 0]
+    length = pages * PAGE
+    asked, stale = [0, 0], [0, 0]
+    with _Unmapper(length) as unmapper:
         for trial in range(2 * trials):
-            start = calls.map_memory(PAGE)
-            cookie = device.register_range(start, start + PAGE)
+            start = calls.map_memory(length)
+            calls.touch(start, length)
+            cookie = device.register_range(start, start + length)
             seen = device.generation
             unmapper.unmap(start)
-            mapped_again = _map_again(start)
+            # False: another thread of the process got the address, and the trial does not count.
+            mapped_again = any(calls.map_free(start, PAGE) for _ in range(_ATTEMPTS))
             if mapped_again:
                 probe = trial % 2
                 stale[probe] += device.check(seen, probe=bool(probe))
@@ -71,28 +94,18 @@ def other_thread(device: Device, trials: int = TRIALS) -> RaceTrial:
     return RaceTrial(OTHER_THREAD, asked[1], stale[1], stale[0], asked[0])
 
 
-def _map_again(start: int) -> bool:
-    """Maps the page as soon as it is free; False when something else of the process got the address."""
-    for _ in range(_ATTEMPTS):
-        try:
-            return calls.map_memory(PAGE, at=start, flags=calls.MAP_FIXED_NOREPLACE) == start
-        except OSError as error:
-            if error.errno != errno.EEXIST:
-                raise
-    return False
-
-
 class _Unmapper:
-    """A thread that unmaps pages on demand."""
+    """A thread that unmaps `length` bytes at each address it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int) -> None:
+        self._length = length
         self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="usermm-race", daemon=True)
 
     def _run(self) -> None:
         while (start := self._todo.get()) is not None:
-            calls.unmap(start, PAGE)
+            calls.unmap(start, self._length)
             self._done.put(None)
 
     def unmap(self, start: int) -> None:
@@ -108,3 +121,29 @@ class _Unmapper:
     def __exit__(self, *_: object) -> None:
         self._todo.put(None)
         self._thread.join()
+
+
+class _Noise:
+    """Threads that map, watch and unmap as fast as they can."""
+
+    def __init__(self, device: Device, count: int) -> None:
+        self._device = device
+        self._stop = False
+        self._threads = [threading.Thread(target=self._run, name="usermm-noise", daemon=True) for _ in range(count)]
+
+    def _run(self) -> None:
+        while not self._stop:
+            start = calls.map_memory(PAGE)
+            cookie = self._device.register_range(start, start + PAGE)
+            calls.unmap(start, PAGE)
+            self._device.unregister(cookie)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        for thread in self._threads:
+            thread.join()

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Protocol, TextIO
 
-from usermm.demonstration.churn import Outcome
-from usermm.demonstration.slow_motion import Happening, Moment
+from usermm.demonstration.record import Happening, Moment, Outcome
 
 BY_HAND = "by_hand"
 USERMM = "usermm"
@@ -124,22 +123,23 @@ def _sentence(moment: Moment) -> str:
     key = f"({moment.address:#x}, {moment.length})"
     match moment.happening:
         case Happening.MAPPED:
-            return f"mmap gives {moment.length >> 10} KiB at {moment.address:#x}."
+            text = f"mmap gives {moment.length >> 10} KiB at {moment.address:#x}."
         case Happening.REGISTERED:
-            return f"Look up {key}: not there. Register it as slot {moment.slot}."
+            text = f"Look up {key}: not there. Register it as slot {moment.slot}."
         case Happening.HIT:
-            return f"Look up {key}: there it is, slot {moment.slot}."
+            text = f"Look up {key}: there it is, slot {moment.slot}."
         case Happening.READ:
             success = f"success, {moment.transferred} bytes"
-            return f'Read into slot {moment.slot}: {success}. The buffer says "{moment.buffer.strip()}".'
+            text = f'Read into slot {moment.slot}: {success}. The buffer says "{moment.buffer.strip()}".'
         case Happening.UNMAPPED:
-            return "munmap: the memory is gone for the program, not for the device."
+            text = "munmap: the memory is gone for the program, not for the device."
         case Happening.NOTIFIED:
             gone = f"{moment.forgotten} registration given up"
-            return f"device.check() says that something went, device.read() says what: {gone}."
+            text = f"device.check() says that something went, device.read() says what: {gone}."
         case Happening.NOT_NOTIFIED:
-            return "Nobody tells the cache."
+            text = "Nobody tells the cache."
         case Happening.MAPPED_AGAIN:
-            return f'mmap gives {moment.address:#x} again. The program writes "{moment.buffer}".'
+            text = f'mmap gives {moment.address:#x} again. The program writes "{moment.buffer}".'
         case Happening.MAPPED_ELSEWHERE:
-            return f"mmap gives another address, {moment.address:#x}: this time nothing can go wrong."
+            text = f"mmap gives another address, {moment.address:#x}: this time nothing can go wrong."
+    return text

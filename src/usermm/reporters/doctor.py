@@ -82,7 +82,10 @@ def _race(race: Data) -> str:
     line = f"{race['name']:<14}{race['wrong']} wrong answers in {race['trials']} trials"
     if race["wrong_unprotected"] is None:
         return line
-    return f"{line} (without the probe {race['wrong_unprotected']} in {race['trials_unprotected']})"
+    unprotected = f"{race['wrong_unprotected']} in {race['trials_unprotected']}"
+    # Nothing wrong without the protection either: the threads never met, and the zero proves little.
+    doubt = "" if race["wrong_unprotected"] else ": the race was not met"
+    return f"{line} (without the probe {unprotected}{doubt})"
 
 
 def _io_uring(data: Data) -> Iterator[str]:

@@ -53,6 +53,8 @@ class AddressSpace:
 
     def watch(self, start: int, end: int) -> None:
         """Watches what is mapped in [start, end) now, in whole pages. An MMU notifier watches everything anyway."""
+        if self.flavour is Flavour.MMU_NOTIFIER:
+            return
         low, high = page_floor(start), page_ceiling(end)
         if any(not mapping.watched for mapping in self._mappings.crossing(low, high)):
             for mapping in self._mappings.cut_out(low, high):
@@ -83,7 +85,7 @@ class AddressSpace:
         EINVAL: length 0, or a fixed address that is not a page's. EEXIST: noreplace, and something is there.
         """
         size = page_ceiling(length)
-        if length <= 0 or (fixed or noreplace) and address % PAGE_BYTES:
+        if length <= 0 or ((fixed or noreplace) and address % PAGE_BYTES):
             raise from_errno(errno.EINVAL, f"mmap: length {length} at {address:#x} is not a range of pages")
         start = address if fixed or noreplace else self._free_address(page_floor(address), size)
         if noreplace and not self._mappings.is_free(start, start + size):

@@ -9,15 +9,16 @@ import select
 import threading
 from typing import Self
 
-from ..errors import ArgumentError, ArgumentTypeError, UnwatchableError, from_errno
+from ..errors import ArgumentError, ArgumentTypeError, from_errno
 from ..uapi import ummunot, ummunotify
 from ..ummunotify.events import Event
 from .address_space import AddressSpace
-from .layouts import BytesLike, copy_in, copy_out, pack
+from .layouts import BytesLike, check_size, copy_in, copy_out, pack
 from .notifications import Notification
 from .regions import Regions
 
 _COOKIE_LIMIT = 1 << 64
+_ADDRESS_LIMIT = 1 << 63
 
 
 class ModelDevice:
@@ -51,17 +52,17 @@ class ModelDevice:
     def register_range(
         self, start: int, end: int, cookie: int | None = None, *, accept_file_memory: bool = False
     ) -> int:
-        """Watches [start, end) and returns its cookie, chosen if None. ArgumentError: empty, reversed, beyond u64.
+        """Watches [start, end) and returns its cookie, chosen if None. ArgumentError: empty, reversed, beyond 2**63.
 
-        UnwatchableError: a hole (the ioctl accepts it). CookieError: registered already. There is no file memory here.
+        DeviceError: EFAULT for a hole (the ioctl accepts it). CookieError: registered already. No memory here is a file's.
         """
-        if not 0 <= start < end < _COOKIE_LIMIT:
+        if not 0 <= start < end <= _ADDRESS_LIMIT:
             raise ArgumentError(f"register_range: [{start:#x}, {end:#x}) is not a range of addresses")
         if cookie is None:
             cookie = next(free for free in range(1, _COOKIE_LIMIT) if not self._regions.has(free))
         _check_cookie(cookie)
         if not self._space.is_mapped(start, end):
-            raise UnwatchableError(errno.EOPNOTSUPP, f"register_range: [{start:#x}, {end:#x}) has a hole; map it first")
+            raise from_errno(errno.EFAULT, f"register_range: [{start:#x}, {end:#x}) has a hole; map it first")
         with self._open_device("register_range"):
             self._register(start, end, cookie)
         return cookie
@@ -119,25 +120,26 @@ class ModelDevice:
     # The rest of the ABI
 
     def ioctl(self, request: int, argument: int | BytesLike) -> int:
-        """ioctl(2): `argument` is bytes of exactly the struct's size (writable for results), or a bad address.
+        """ioctl(2): `argument` is bytes, as many as the request's number says (writable for results), or a bad address.
 
         DeviceError: ENOTTY for a request that this version does not know, EFAULT, EINVAL (a known or unknown cookie,
-        another interface version, EXCHANGE_FEATURES too late). ArgumentError: not the struct's size.
+        another interface version, EXCHANGE_FEATURES too late). ArgumentError: another number of bytes.
         """
+        check_size(argument, request)
         with self._open_device("ioctl"):
             if self.abi == 2 and request == ummunotify.EXCHANGE_FEATURES:
                 self._exchange_features(argument)
             elif self.abi == 2 and request == ummunotify.REGISTER_REGION:
-                start, end, cookie, _flags, _reserved = ummunotify.REGISTER.unpack(copy_in(argument, 32))
+                start, end, cookie, _flags, _reserved = ummunotify.REGISTER.unpack(copy_in(argument))
                 self._used = True
                 self._register(start, end, cookie)
             elif self.abi == 1 and request == ummunot.REGISTER_REGION:
-                version, _reserved, start, end, cookie = ummunot.REGISTER.unpack(copy_in(argument, 32))
+                version, _reserved, start, end, cookie = ummunot.REGISTER.unpack(copy_in(argument))
                 if version != ummunot.INTERFACE_VERSION:
                     raise from_errno(errno.EINVAL, f"ioctl: interface version {version}, this device has 1")
                 self._register(start, end, cookie)
             elif request == (ummunotify if self.abi == 2 else ummunot).UNREGISTER_REGION:
-                self._regions.unregister(ummunotify.COOKIE.unpack(copy_in(argument, 8))[0])
+                self._regions.unregister(ummunotify.COOKIE.unpack(copy_in(argument))[0])
             else:
                 raise from_errno(errno.ENOTTY, f"ioctl: version {self.abi} has no request {request:#x}")
         return 0
@@ -196,7 +198,7 @@ class ModelDevice:
         if self._used:
             raise from_errno(errno.EINVAL, "ioctl: EXCHANGE_FEATURES once, before any other use of the device")
         self._used = True
-        wanted = ummunotify.FEATURES.unpack(copy_in(argument, ummunotify.FEATURES.size))[0]
+        wanted = ummunotify.FEATURES.unpack(copy_in(argument))[0]
         copy_out(argument, ummunotify.FEATURES.pack(wanted & ummunotify.SUPPORTED_FEATURES))
 
     def _read(self, count: int) -> list[Event]:

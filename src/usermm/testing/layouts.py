@@ -6,36 +6,40 @@ import errno
 
 from ..errors import ArgumentError, ArgumentTypeError, from_errno
 from ..uapi import ummunotify
+from ..uapi._ioctl import ioctl_size
 from ..ummunotify.events import Event, Invalidation
 
 BytesLike = bytes | bytearray | memoryview
 
 
-def _view(argument: BytesLike, size: int) -> memoryview:
-    try:
-        view = memoryview(argument).cast("B")
-    except TypeError as error:
-        raise ArgumentTypeError(f"ioctl: {argument!r} is neither an address nor bytes") from error
-    if len(view) != size:
-        raise ArgumentError(f"ioctl: the argument has {len(view)} bytes, the struct {size}")
-    return view
+def check_size(argument: int | BytesLike, request: int) -> None:
+    """ArgumentError unless bytes are as many as `request` says in its number; an address says nothing of its size."""
+    if not isinstance(argument, int) and len(_view(argument)) != ioctl_size(request):
+        raise ArgumentError(f"ioctl({request:#x}): {len(_view(argument))} bytes, the request takes {ioctl_size(request)}")
 
 
-def copy_in(argument: int | BytesLike, size: int) -> bytes:
-    """The struct's bytes. DeviceError EFAULT: `argument` is an address. ArgumentError: not `size` bytes."""
+def copy_in(argument: int | BytesLike) -> bytes:
+    """The struct's bytes. DeviceError EFAULT: `argument` is an address, and nothing is there."""
     if isinstance(argument, int):
         raise from_errno(errno.EFAULT, f"ioctl: nothing is mapped at {argument:#x}")
-    return bytes(_view(argument, size))
+    return bytes(_view(argument))
 
 
 def copy_out(argument: int | BytesLike, data: bytes) -> None:
-    """Writes a result. Errors as `copy_in`, and ArgumentError for bytes that cannot be written."""
+    """Writes a result. DeviceError EFAULT as `copy_in`; ArgumentError: the bytes cannot be written."""
     if isinstance(argument, int):
         raise from_errno(errno.EFAULT, f"ioctl: nothing is mapped at {argument:#x}")
-    view = _view(argument, len(data))
+    view = _view(argument)
     if view.readonly:
-        raise ArgumentError("ioctl: the argument is read-only and the device writes a result")
+        raise ArgumentError("ioctl: the argument is read-only and the device writes a result: pass a bytearray")
     view[:] = data
+
+
+def _view(argument: BytesLike) -> memoryview:
+    try:
+        return memoryview(argument).cast("B")
+    except TypeError as error:
+        raise ArgumentTypeError(f"ioctl: {argument!r} is neither an address nor contiguous bytes") from error
 
 
 def pack(event: Event) -> bytes:

@@ -40,3 +40,8 @@ def _IOW(letter: str, number: int, size_bytes: int) -> int:
 
 def _IOWR(letter: str, number: int, size_bytes: int) -> int:
     return _IOC(READ | WRITE, letter, number, size_bytes)
+
+
+def ioctl_size(request: int) -> int:
+    """The size in bytes of the argument that the number `request` speaks of."""
+    return request >> _SIZE_SHIFT & (1 << _SIZE_BITS) - 1

@@ -32,6 +32,8 @@ class Ummunotify(_core.Device):
     Any thread may call anything. A forked child of the opener gets ForkedError (ECHILD) from every method but close().
     """
 
+    __slots__ = ("__weakref__",)  # without a dictionary `generation` is found a nanosecond sooner
+
     def register(self, buffer: object, cookie: int | None = None, *, accept_file_memory: bool = False) -> int:
         """Watches the memory of `buffer` and returns its cookie (0..2**64-1; one of the device's own when left out).
 
