@@ -1,4 +1,6 @@
 /* From Python's objects to addresses and numbers, and from errno to exceptions. */
+#include <errno.h>
+
 #include "module.h"
 
 PyObject *um_raise(const struct module_state *state, long result, const char *call, const char *reason) {
@@ -6,6 +8,16 @@ PyObject *um_raise(const struct module_state *state, long result, const char *ca
     if (error)
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     Py_XDECREF(error);
+    return NULL;
+}
+
+PyObject *um_raise_cookie(const struct module_state *state, const char *call, const char *reason) {
+    PyObject *message = PyUnicode_FromFormat("%s: %s", call, reason);
+    PyObject *error = message ? PyObject_CallFunction(state->cookie_error, "iO", EINVAL, message) : NULL;
+    if (error)
+        PyErr_SetObject(state->cookie_error, error);
+    Py_XDECREF(error);
+    Py_XDECREF(message);
     return NULL;
 }
 

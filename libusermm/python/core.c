@@ -43,6 +43,7 @@ static int fill(PyObject *module) {
     if (!errors)
         return -1;
     state->device_error = PyObject_GetAttrString(errors, "refused");
+    state->cookie_error = PyObject_GetAttrString(errors, "CookieError");
     state->argument_error = PyObject_GetAttrString(errors, "ArgumentError");
     state->argument_type_error = PyObject_GetAttrString(errors, "ArgumentTypeError");
     state->probe_name = PyUnicode_InternFromString("probe");
@@ -53,7 +54,7 @@ static int fill(PyObject *module) {
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && state->device_error && state->argument_error && state->argument_type_error && state->page_type &&
+    return device && state->device_error && state->cookie_error && state->argument_error && state->argument_type_error && state->page_type &&
                    state->probe_name
                ? 0
                : -1;
@@ -62,6 +63,7 @@ static int fill(PyObject *module) {
 static int traverse(PyObject *module, visitproc visit, void *arg) {
     struct module_state *state = PyModule_GetState(module);
     Py_VISIT(state->device_error);
+    Py_VISIT(state->cookie_error);
     Py_VISIT(state->argument_error);
     Py_VISIT(state->argument_type_error);
     Py_VISIT(state->page_type);
@@ -72,6 +74,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
 static int clear(PyObject *module) {
     struct module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->device_error);
+    Py_CLEAR(state->cookie_error);
     Py_CLEAR(state->argument_error);
     Py_CLEAR(state->argument_type_error);
     Py_CLEAR(state->page_type);

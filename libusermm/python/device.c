@@ -114,8 +114,9 @@ static PyObject *watch(PyObject *self, PyObject *const *args, Py_ssize_t count, 
     char call[96];
     snprintf(call, sizeof call, "register(0x%llx-0x%llx, cookie=%llu)", (unsigned long long)start,
              (unsigned long long)end, (unsigned long long)cookie);
-    return um_raise(state, result, call,
-                    result == -EINVAL ? "the cookie is registered already: unregister it first, or leave it out" : NULL);
+    if (result == -EINVAL)
+        return um_raise_cookie(state, call, "the cookie is registered already: unregister it first, or leave it out");
+    return um_raise(state, result, call, NULL);
 }
 
 static PyObject *unregister(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
@@ -132,7 +133,9 @@ static PyObject *unregister(PyObject *self, PyObject *const *args, Py_ssize_t co
         Py_RETURN_NONE;
     char call[64];
     snprintf(call, sizeof call, "unregister(%llu)", (unsigned long long)cookie);
-    return um_raise(state, result, call, result == -EINVAL ? "the cookie is not registered: it is used up or misspelt" : NULL);
+    if (result == -EINVAL)
+        return um_raise_cookie(state, call, "no region has this cookie: pass one that register returned, once");
+    return um_raise(state, result, call, NULL);
 }
 
 static double now_s(void) {

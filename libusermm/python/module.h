@@ -10,6 +10,7 @@
 
 struct module_state {
     PyObject *device_error;        /* usermm.errors.refused */
+    PyObject *cookie_error;        /* usermm.errors.CookieError */
     PyObject *argument_error;      /* usermm.errors.ArgumentError */
     PyObject *argument_type_error; /* usermm.errors.ArgumentTypeError */
     PyObject *page_type;
@@ -18,6 +19,9 @@ struct module_state {
 
 /* Raises what `result` (a negative errno) means for `call`; `reason` NULL takes the usual one. Always NULL. */
 PyObject *um_raise(const struct module_state *state, long result, const char *call, const char *reason);
+
+/* Raises CookieError, the EINVAL that is about a cookie. Always NULL. */
+PyObject *um_raise_cookie(const struct module_state *state, const char *call, const char *reason);
 
 /* Raises ArgumentError(message) with the pending exception as its cause. Always -1. */
 int um_raise_from_pending(PyObject *type, const char *message);

@@ -145,7 +145,10 @@ static void finish(int result) {
 
 /* Lets all waiting threads go. The number stays taken, so nobody's later file can be mistaken for it. */
 static void release_watches(int uffd, int stop_fd) {
-    if (!um_monitor.descriptors_lost)
+    pthread_mutex_lock(&um_monitor.lock);
+    bool ours = !um_monitor.descriptors_lost;
+    pthread_mutex_unlock(&um_monitor.lock);
+    if (ours)
         dup3(stop_fd, uffd, O_CLOEXEC);
 }
 
@@ -256,7 +259,8 @@ static void stop(void) {
     sigset_t saved;
     um_lock(&saved);
     atomic_store(&um_monitor.page->epoch, 0); /* from here on the reader begins nothing */
-    um_monitor.descriptors_lost |= means_lost(-um_probe());
+    if (!um_monitor.failure) /* after a failure the number may hold the placeholder of release_watches */
+        um_monitor.descriptors_lost = means_lost(-um_probe());
     um_unlock(&saved);
     uint64_t one = 1;
     if (!um_monitor.descriptors_lost && write(um_monitor.stop_fd, &one, sizeof one) == sizeof one) {

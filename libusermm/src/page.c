@@ -38,7 +38,7 @@ static int make_page(int *ret_fd, void **ret_page) {
 
 /* Made for the first client that asks. Two at once both make one, and the later one throws its own away. */
 static int ensure_page(usermm_device *device) {
-    void *page;
+    void *page = NULL;
     int fd = -1;
     sigset_t saved;
     if (device->page)

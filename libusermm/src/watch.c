@@ -15,8 +15,9 @@
 #define DEFAULT_MAX_MAP_COUNT 65530
 
 struct mapping {
-    uint64_t start, end, inode;
-    char name[64]; /* filled for file mappings only; empty when it does not fit */
+    uint64_t start, end;
+    bool has_inode; /* the number itself may be 0: the first System V segment's is */
+    char name[64];  /* filled only then; empty when it does not fit */
 };
 
 /* Before 6.11 the text is all there is; "the next mapping" costs a walk from the first one. */
@@ -28,9 +29,13 @@ static int mapping_from_text(uint64_t address, struct mapping *ret_mapping) {
         return -errno;
     while (result == -ENOENT && fgets(line, sizeof line, maps)) {
         struct mapping found = {0};
-        int fields = sscanf(line, "%lx-%lx %*s %*s %*s %lu %63[^\n]", &found.start, &found.end, &found.inode, found.name);
-        if (fields < 3 || found.end <= address)
+        unsigned long inode;
+        unsigned major, minor;
+        int fields = sscanf(line, "%lx-%lx %*s %*s %x:%x %lu %63[^\n]", &found.start, &found.end, &major, &minor,
+                            &inode, found.name);
+        if (fields < 5 || found.end <= address)
             continue;
+        found.has_inode = inode || major || minor;
         *ret_mapping = found;
         result = 0;
     }
@@ -44,8 +49,9 @@ static int mapping_at(uint64_t address, struct mapping *ret_mapping) {
         .size = sizeof query, .query_flags = UM_PROCMAP_COVERING_OR_NEXT, .query_addr = address};
     if (ioctl(um_monitor.maps_fd, UM_PROCMAP_QUERY, &query))
         return errno == ENOENT ? -ENOENT : mapping_from_text(address, ret_mapping);
-    *ret_mapping = (struct mapping){query.vma_start, query.vma_end, query.inode, ""};
-    if (query.inode) { /* names cost a path look-up: only files are asked for theirs */
+    *ret_mapping = (struct mapping){query.vma_start, query.vma_end,
+                                    query.inode || query.dev_major || query.dev_minor, ""};
+    if (ret_mapping->has_inode) { /* names cost a path look-up: only files are asked for theirs */
         query.query_addr = query.vma_start;
         query.vma_name_addr = (uint64_t)(uintptr_t)ret_mapping->name;
         query.vma_name_size = sizeof ret_mapping->name;
@@ -56,13 +62,13 @@ static int mapping_at(uint64_t address, struct mapping *ret_mapping) {
 
 /* Shared anonymous memory and huge pages have an inode, but no descriptor by which somebody could truncate it. */
 static bool is_file(const struct mapping *mapping) {
-    return mapping->inode && strcmp(mapping->name, "/dev/zero (deleted)") != 0 &&
+    return mapping->has_inode && strcmp(mapping->name, "/dev/zero (deleted)") != 0 &&
            strcmp(mapping->name, "/anon_hugepage (deleted)") != 0;
 }
 
 /* shmdt(2) tells no userfaultfd, although since 6.7 the segment can be registered with one. */
 static bool is_sysv(const struct mapping *mapping) {
-    return mapping->inode && strncmp(mapping->name, "/SYSV", 5) == 0;
+    return mapping->has_inode && strncmp(mapping->name, "/SYSV", 5) == 0;
 }
 
 static int watch_range(uint64_t start, uint64_t end) {

@@ -124,9 +124,13 @@ static void run(const struct test *test) {
     usermm_count(&counts);
     CHECK(counts.devices == 0 && counts.regions == 0 && counts.monitors == 0);
     CHECK(entries("/proc/self/fd") == fds);
+#ifndef __SANITIZE_THREAD__ /* which starts a thread of its own at some point */
     for (int attempt = 0; attempt < 1000 && entries("/proc/self/task") != threads; attempt++)
         usleep(1000); /* a joined thread leaves /proc a moment later */
     CHECK(entries("/proc/self/task") == threads);
+#else
+    (void)threads;
+#endif
     printf("%s %s\n", outcome, test->name);
 }
 

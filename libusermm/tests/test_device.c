@@ -58,7 +58,7 @@ static void every_cause_moves_the_generation(void) {
     expect_one_more(device, &generation);
     CHECK(mremap(memory + 50 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + 5 * PAGE) != MAP_FAILED);
     expect_one_more(device, &generation);
-    char *copy = mremap(memory + 6 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
+    char *copy = mremap(memory + 6 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL); /* libc passes the fifth on */
     CHECK(copy != MAP_FAILED);
     expect_one_more(device, &generation);
     munmap(copy, PAGE);

@@ -1,4 +1,4 @@
-"""A program of 2010, speaking the ABI of one version to an implementation: what the conformance tests are written in."""
+"""A program of 2010, speaking one version of the ABI to an implementation: the tests' language."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures of the conformance list: each test runs on every implementation, and on both versions if it asks for `abi`."""
+"""Fixtures of the conformance list: every implementation, and both versions for tests that ask for `abi`."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
 from conformance.implementations import PAGE, Child, Implementation, listed
@@ -23,8 +24,8 @@ _F_SETSIG = 10
 @listed
 class InProcess(Implementation):
     name = "in-process"
-    cannot = {
-        "exact plain load": "a load of the mapped page can be late by the reader's reaction; device.generation is exact",
+    cannot: ClassVar = {
+        "exact plain load": "a load of the page can be late by the reader's reaction; device.generation is exact",
         "mprotect and fork are reported": "userfaultfd reports neither, and neither invalidates a registration",
         "a child reads the device": "the device is the parent's: a forked child gets ForkedError and opens its own",
     }

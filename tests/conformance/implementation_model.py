@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from conformance.implementations import PAGE, Child, Implementation, listed
 
@@ -24,14 +25,14 @@ class _Model(Implementation):
     def generation(self, device: ModelDevice) -> int:
         return int(ummunotify.GENERATION.unpack_from(device.mmap())[0])
 
-    def poll(self, device: ModelDevice, how: str) -> set[str]:
+    def poll(self, device: ModelDevice, how: str) -> set[str]:  # noqa: ARG002
         return {"readable"} if device.poll() else set()
 
     def write(self, device: ModelDevice) -> int:
         return device.write(b"x")
 
     @contextlib.contextmanager
-    def signals(self, device: ModelDevice, number: int) -> Iterator[Callable[[int], int]]:
+    def signals(self, device: ModelDevice, number: int) -> Iterator[Callable[[int], int]]:  # noqa: ARG002
         before = device.sigio_count
         yield lambda _expected: device.sigio_count - before
 
@@ -85,6 +86,6 @@ class ModelOverMmuNotifier(_Model):
 class ModelOverUserfaultfd(_Model):
     name = "model-userfaultfd"
     flavour = Flavour.USERFAULTFD
-    cannot = {
+    cannot: ClassVar = {
         "mprotect and fork are reported": "userfaultfd reports neither, and neither invalidates a registration",
     }

@@ -137,7 +137,7 @@ def test_rule_12_a_child_reads_the_device(client: Client, implementation: Implem
 def test_rule_13_a_signal_for_each_notification_that_hit(
     client: Client, implementation: Implementation, number: int
 ) -> None:
-    """F_SETOWN and O_ASYNC deliver SIGIO, or F_SETSIG's signal, on each notification that hit, also on a coalesced one."""
+    """F_SETOWN and O_ASYNC deliver SIGIO (or F_SETSIG's signal) on each notification that hit, coalesced or not."""
     address, other = implementation.map(2), implementation.map(1)
     client.register(address, address + 2 * PAGE, 1)
     client.register(address, address + PAGE, 2)

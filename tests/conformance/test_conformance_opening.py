@@ -117,7 +117,8 @@ def test_rule_4_a_read_that_finds_nothing_is_a_use(client2: Client) -> None:
 def test_rule_4_unregister_poll_and_mmap_are_no_use(client2: Client) -> None:
     """"Used" is not set by UNREGISTER, poll or mmap."""
     assert errno_of(client2.unregister, 1) == errno.EINVAL
-    assert errno_of(client2.device.ioctl, ummunotify.UNREGISTER_REGION, client2.implementation.bad_address) == errno.EFAULT
+    bad_address = client2.implementation.bad_address
+    assert errno_of(client2.device.ioctl, ummunotify.UNREGISTER_REGION, bad_address) == errno.EFAULT
     assert client2.poll() == set()
     assert client2.device.mmap()[0] == 0
     assert errno_of(client2.device.ioctl, 0x5501, bytes(0)) == errno.ENOTTY

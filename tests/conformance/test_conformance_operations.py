@@ -1,4 +1,4 @@
-"""Which operation is how many notifications: what every source of notifications has in common, and where they differ."""
+"""Which operation is how many notifications: what every source has in common, and where they differ."""
 
 from __future__ import annotations
 
@@ -70,11 +70,13 @@ OPERATIONS: list[tuple[str, Operation, list[tuple[int, int]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("operation", "expected"), [each[1:] for each in OPERATIONS], ids=[each[0] for each in OPERATIONS])
+@pytest.mark.parametrize(
+    ("operation", "expected"), [each[1:] for each in OPERATIONS], ids=[each[0] for each in OPERATIONS]
+)
 def test_operation(
     client2: Client, implementation: Implementation, operation: Operation, expected: list[tuple[int, int]]
 ) -> None:
-    """Each operation is this many notifications, with the call's range; the first one's is the hint while it is alone."""
+    """Each operation is this many notifications, with the call's range, which a single one shows as the hint."""
     address = implementation.reserve(7) + PAGE
     implementation.map_at(address, 4)
     # Wider than the mapping on both sides, so that the hint shows the call's range and not a clip.

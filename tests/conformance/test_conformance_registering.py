@@ -175,7 +175,7 @@ def test_rule_10_unregister_after_the_event_was_read(client: Client, implementat
 
 
 def test_rule_14_no_event_after_unregister(client: Client, implementation: Implementation) -> None:
-    """After UNREGISTER returned, no event for that cookie is delivered, however busy another thread is with the memory."""
+    """After UNREGISTER returned, no event for that cookie is delivered, however busy another thread is."""
     address = implementation.map(1)
     client.register(address, address + PAGE, 1_000_000)
     stop = threading.Event()

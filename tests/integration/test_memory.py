@@ -91,7 +91,7 @@ def _refused(device: usermm.Ummunotify, address: int, **arguments: Any) -> str:
     assert caught.value.errno == errno.EOPNOTSUPP
     with pytest.raises(usermm.DeviceError):
         device.unregister(7)
-    message = caught.value.strerror
+    message = caught.value.strerror or ""
     assert "\n" not in message
     return message
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
-settings.register_profile("usermm", max_examples=100, stateful_step_count=40, print_blob=True, **_COMMON)
+settings.register_profile("usermm", max_examples=400, stateful_step_count=60, print_blob=True, **_COMMON)
 settings.register_profile("usermm-stress", max_examples=3000, stateful_step_count=120, print_blob=True, **_COMMON)
 # For machines that must fail (test_property_planted_bugs.py): finding is enough, no shrinking, no memory of it.
 settings.register_profile(

@@ -1,4 +1,4 @@
-"""An address space a second time: a dictionary of pages, each remembering which mapping it belongs to and if it is watched."""
+"""An address space a second time: a dictionary of pages, each knowing its mapping and whether it is watched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Page:
 
 
 class PageTable:
-    """Page numbers only. `told` collects what a source of notifications says; with `everything` it hears unwatched pages."""
+    """Page numbers only. `told` collects the notifications; with `everything`, of unwatched pages too."""
 
     def __init__(self, everything: bool) -> None:
         self.everything = everything
@@ -57,20 +57,18 @@ class PageTable:
         self._pages |= {new: Page(name, page.watched) for new in range(target, target_end)}
 
     def can_resize(self, start: int, end: int, new_end: int) -> bool:
-        grows = range(end, new_end)
-        cut_short = new_end > end and end in self._pages
-        return not cut_short and not any(page in self._pages for page in grows)
+        return self.same_mapping(start, end) and not any(page in self._pages for page in range(end, new_end))
 
     def resize(self, start: int, end: int, new_end: int) -> None:
         if new_end < end:
             self.unmap(new_end, end)
         else:
-            self._pages |= {page: self._pages[start] for page in range(end, new_end)}
+            self._pages |= dict.fromkeys(range(end, new_end), self._pages[start])
 
     def discard(self, start: int, end: int) -> None:
         """One for each mapping crossed, told from the lowest."""
         here = [page for page in range(start, end) if page in self._pages]
-        for _, group in itertools.groupby(here, key=lambda page: self._run(page)):
+        for _, group in itertools.groupby(here, key=self._run):
             run = list(group)
             if self._heard(run):
                 self.told.append((run[0], run[-1] + 1))

@@ -18,13 +18,17 @@ _MIB: Final = 1 << 20
 _SECCOMP: Final = (
     "docker run --security-opt seccomp=unconfined IMAGE",
     "podman run --security-opt seccomp=unconfined IMAGE",
-    "kubectl: securityContext: {seccompProfile: {type: Unconfined}}",
+    "kubectl patch deployment NAME --type merge -p"
+    """ '{"spec":{"template":{"spec":{"securityContext":{"seccompProfile":{"type":"Unconfined"}}}}}}'""",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Cure:
-    """`problem` in one line; `commands` are alternatives, best first; `needed`: nothing exact without."""
+    """`problem` in one line; `commands`, for root, are alternatives, best first; `needed`: nothing exact without.
+
+    Of several that are needed one is enough.
+    """
 
     problem: str
     commands: tuple[str, ...]
@@ -51,9 +55,7 @@ def _userfaultfd(environment: Environment, availability: Availability) -> Iterat
         yield Cure("no descriptor is left for a userfaultfd", ("ulimit -n 65536",), True)
         return
     if user_mode == errno.ENOSYS and numbers[NODE]:
-        problem = (
-            "the kernel has no userfaultfd (CONFIG_USERFAULTFD), or a sandbox such as gVisor stands before it"
-        )
+        problem = "the kernel has no userfaultfd (CONFIG_USERFAULTFD), or a sandbox such as gVisor stands before it"
         yield Cure(problem, ("zgrep -h USERFAULTFD /proc/config.gz /boot/config-$(uname -r)",), needed)
     elif user_mode in (errno.EPERM, errno.EACCES, errno.ENOSYS):
         # The kernel itself never answers this to UFFD_USER_MODE_ONLY.
@@ -71,11 +73,7 @@ def _not_needed(needed: bool) -> str:
 
 def _guard(environment: Environment) -> str:
     where = f" of the container ({environment.container})" if environment.container else ""
-    return (
-        f"a seccomp filter{where}"
-        if environment.seccomp_mode
-        else f"a security module (SELinux, AppArmor){where}"
-    )
+    return f"a seccomp filter{where}" if environment.seccomp_mode else f"a security module (SELinux, AppArmor){where}"
 
 
 def _node(environment: Environment, number: int, needed: bool) -> Iterator[Cure]:
@@ -99,9 +97,7 @@ def _features(environment: Environment, availability: Availability) -> Iterator[
     }
     for name in (*availability.missing, *availability.lacking):
         version = SINCE[Feature[name]]
-        problem = (
-            f"the kernel ({environment.kernel}) lacks {name}: {meaning.get(name, 'no exact notifications')}"
-        )
+        problem = f"the kernel ({environment.kernel}) lacks {name}: {meaning.get(name, 'no exact notifications')}"
         yield Cure(problem, (f"boot Linux {version} or newer",), name in availability.missing)
 
 
@@ -114,7 +110,7 @@ def _io_uring(environment: Environment, ring: IoUring) -> Iterator[Cure]:
     elif ring.errno in (errno.EPERM, errno.EACCES):
         commands = _SECCOMP
     elif ring.errno == errno.ENOMEM:
-        commands = ("ulimit -l unlimited", "docker run --ulimit memlock=-1 IMAGE")
+        commands = ("prlimit --memlock=unlimited --pid $$", "docker run --ulimit memlock=-1 IMAGE")
     elif ring.errno in (errno.ENOSYS, errno.EINVAL):
         commands = ("boot Linux 5.19 or newer, with CONFIG_IO_URING",)
     yield Cure(
@@ -131,11 +127,11 @@ def _limits(environment: Environment) -> Iterator[Cure]:
         yield Cure(problem, ("sysctl -w vm.max_map_count=1048576",), False)
     pinned = environment.memlock_bytes.soft
     if pinned is not None and environment.effective_user_id != 0:
-        problem = (
-            f"this user may pin {pinned // _MIB} MiB (RLIMIT_MEMLOCK): larger fixed buffers and mlock fail"
-        )
+        problem = f"this user may pin {pinned // _MIB} MiB (RLIMIT_MEMLOCK): larger fixed buffers and mlock fail"
         login = "echo '* - memlock unlimited' > /etc/security/limits.d/memlock.conf  # from the next login on"
-        yield Cure(problem, ("ulimit -l unlimited", login, "docker run --ulimit memlock=-1 IMAGE"), False)
+        yield Cure(
+            problem, ("prlimit --memlock=unlimited --pid $$", login, "docker run --ulimit memlock=-1 IMAGE"), False
+        )
 
 
 def _watched(environment: Environment) -> Iterator[Cure]:

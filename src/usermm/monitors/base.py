@@ -88,10 +88,9 @@ class RaceTrial:
     trials: int
     wrong: int
     """Answers that took dead memory for live: must be 0."""
-    wrong_unprotected: int | None = None
-    """How often the same question without the protection was wrong, of `trials_unprotected`: shows that the
-    race was really met. None when there is no weaker question to compare with."""
-    trials_unprotected: int = 0
+    wrong_unprotected: int
+    """How often the same question without the protection was wrong: shows that the race was really met."""
+    trials_unprotected: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +136,8 @@ class Device(Protocol):
 
     def check(self, seen: int, probe: bool = True) -> bool: ...
 
+    def mmap(self) -> memoryview: ...
+
     def close(self) -> None: ...
 
 
@@ -144,10 +145,10 @@ class Monitor(Protocol):
     """How a monitor's module presents itself."""
 
     @property
-    def NAME(self) -> str: ...
+    def NAME(self) -> str: ...  # noqa: N802 - a constant of the module
 
     @property
-    def PROMISE(self) -> Exactness: ...
+    def PROMISE(self) -> Exactness: ...  # noqa: N802
 
     def probe_availability(self) -> Availability: ...
 

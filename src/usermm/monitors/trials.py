@@ -49,9 +49,7 @@ class Scene:
     def noticed(self) -> bool:
         """True when the device reports a change by its generation, with the probe and without."""
         changed = self._device.generation != self._seen
-        return (
-            changed and not self._device.check(self._seen, probe=False) and not self._device.check(self._seen)
-        )
+        return changed and not self._device.check(self._seen, probe=False) and not self._device.check(self._seen)
 
     def clear(self) -> None:
         if self._cookie is not None:
@@ -172,8 +170,6 @@ def run(trial: Trial, device: Device) -> EventTrial:
     except OSError as error:
         # EINVAL: a kernel that does not know the advice or the flag, so nobody can use it here.
         absent = error.errno in (errno.EINVAL, errno.ENOSYS)
-        return EventTrial(
-            trial.name, trial.promised, Outcome.ABSENT if absent else Outcome.FAILED, str(error)
-        )
+        return EventTrial(trial.name, trial.promised, Outcome.ABSENT if absent else Outcome.FAILED, str(error))
     finally:
         scene.clear()

@@ -47,9 +47,7 @@ def probe_availability() -> Availability:
         ways.append(Way(name, number))
     if not any(way.works for way in ways):
         return Availability(tuple(ways), (), ())
-    return Availability(
-        tuple(ways), _names(features), _names(REQUIRED & ~features), _names(WANTED & ~features)
-    )
+    return Availability(tuple(ways), _names(features), _names(REQUIRED & ~features), _names(WANTED & ~features))
 
 
 def self_test(open_device: Callable[[], Device], *, owns_heap: bool = False) -> SelfTest:

@@ -37,7 +37,7 @@ def _answer(data: Data) -> Iterator[str]:
 
 def _environment(environment: Data) -> Iterator[str]:
     seccomp = _SECCOMP.get(environment["seccomp_mode"], "seccomp unknown")
-    container = environment["container"] or "no container seen"
+    container = f"marks of {environment['container']}" if environment["container"] else "no container seen"
     user = f"user {environment['effective_user_id']}"
     rights = "with CAP_SYS_PTRACE" if environment["may_ptrace"] else "without CAP_SYS_PTRACE"
     yield f"Linux {environment['kernel']} {environment['machine']}, {user} {rights}, {seccomp}, {container}"
@@ -80,12 +80,10 @@ def _event(event: Data) -> str:
 
 def _race(race: Data) -> str:
     line = f"{race['name']:<14}{race['wrong']} wrong answers in {race['trials']} trials"
-    if race["wrong_unprotected"] is None:
-        return line
     unprotected = f"{race['wrong_unprotected']} in {race['trials_unprotected']}"
     # Nothing wrong without the protection either: the threads never met, and the zero proves little.
     doubt = "" if race["wrong_unprotected"] else ": the race was not met"
-    return f"{line} (without the probe {unprotected}{doubt})"
+    return f"{line} (unprotected {unprotected}{doubt})"
 
 
 def _io_uring(data: Data) -> Iterator[str]:
@@ -117,8 +115,8 @@ def _limit(limit: Data) -> str:
 
 
 def _cures(cures: list[Data]) -> Iterator[str]:
-    yield "to get the rest" if cures else "nothing is missing"
+    yield "to get the rest, as root" if cures else "nothing is missing"
     for cure in cures:
-        yield f"  {'needed: ' if cure['needed'] else ''}{cure['problem']}"
+        yield f"  {'needed, this or another: ' if cure['needed'] else ''}{cure['problem']}"
         for command in cure["commands"]:
             yield f"    $ {command}"

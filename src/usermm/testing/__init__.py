@@ -7,10 +7,10 @@
     address = space.mmap(8192)
     device.register_range(address, address + 8192, cookie=7)
     space.munmap(address, 4096)
-    device.read(timeout=0)  # [Invalidation(cookie=7, start=address, end=address + 4096, hint=True), Last(generation=1)]
+    device.read(timeout=0)  # [Invalidation(7, address, address + 4096, hint=True), Last(generation=1)]
 
-A `ModelDevice` has the methods of `usermm.Ummunotify` that make sense without memory, so code that takes a device can be
-given a model and made to meet every order of events, without a kernel's permission and without luck.
+A `ModelDevice` has the methods of `usermm.Ummunotify` that make sense without memory, so code that takes a device can
+be given a model and made to meet every order of events, without a kernel's permission and without luck.
 """
 
 from .address_space import (

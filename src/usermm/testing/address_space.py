@@ -2,7 +2,7 @@
 
 Addresses and lengths are in bytes, pages have 4096. There is no content: nothing can be read or written through a model
 address. Calls take the system calls' arguments and fail with their errno (`usermm.errors.DeviceError` and subclasses).
-A call that fails reports nothing and changes nothing, except madvise, which stops at the first mapping it cannot treat.
+A call that fails reports nothing and changes nothing, except madvise, which goes on until it cannot.
 """
 
 from __future__ import annotations
@@ -134,9 +134,12 @@ class AddressSpace:
         if address % PAGE_BYTES or length < 0:
             raise from_errno(errno.EINVAL, f"madvise: length {length} at {address:#x} is not a range of pages")
         for mapping in self._mappings.crossing(start, end) if advice in _DISCARDING else ():
-            if (advice == MADV_FREE and mapping.shared) or (advice == MADV_REMOVE and not mapping.shared):
-                raise from_errno(errno.EINVAL, f"madvise: advice {advice} does not fit the mapping at {mapping.start:#x}")
-            self._report_if([mapping], max(start, mapping.start), min(end, mapping.end), Cause.DISCARD)
+            fits = mapping.shared if advice == MADV_REMOVE else not mapping.shared or advice != MADV_FREE
+            # The kernel tells userfaultfd of a FREE before it finds that the mapping is shared (seen on Linux 6.18).
+            if fits or (advice == MADV_FREE and self.flavour is Flavour.USERFAULTFD):
+                self._report_if([mapping], max(start, mapping.start), min(end, mapping.end), Cause.DISCARD)
+            if not fits:
+                raise from_errno(errno.EINVAL, f"madvise: {advice} does not fit the mapping at {mapping.start:#x}")
         if not self._mappings.covers(start, end):
             raise from_errno(errno.ENOMEM, f"madvise: [{start:#x}, {end:#x}) has a hole")
 
@@ -187,7 +190,7 @@ class AddressSpace:
         bad_flags = (flags & ~7) or (fixed and not moves) or (flags & MREMAP_DONTUNMAP and not moves)
         bad_size = old_length <= 0 or new_length <= 0 or (flags & MREMAP_DONTUNMAP and old_length != new_length)
         if bad_flags or bad_size or overlap or old % PAGE_BYTES or (fixed and new % PAGE_BYTES):
-            raise from_errno(errno.EINVAL, f"mremap: {old:#x}, {old_length}, {new_length}, {flags}, {new:#x} do not fit")
+            raise from_errno(errno.EINVAL, f"mremap: {old:#x} {old_length} {new_length} {flags} {new:#x} do not fit")
 
     def _move(self, old: int, old_length: int, new_length: int, target: int, *, keep: bool) -> int:
         """Reports: what the target covered, the move, a tail that was cut off, the old place."""
@@ -210,13 +213,14 @@ class AddressSpace:
 
     def _take(self, start: int, end: int) -> list[Notification]:
         """Unmaps [start, end) and says what there is to report: one notification if a mapping was heard."""
+        if start >= end:
+            return []
         crossed = self._mappings.crossing(start, end)
         self._mappings.remove(start, end)
         return [Notification(start, end, Cause.UNMAP)] if self._is_heard(crossed) else []
 
     def _replace(self, start: int, end: int) -> None:
-        if start < end:
-            self._report(*self._take(start, end))
+        self._report(*self._take(start, end))
 
     def _is_heard(self, crossed: list[Mapping]) -> bool:
         return any(self.flavour is Flavour.MMU_NOTIFIER or mapping.watched for mapping in crossed)

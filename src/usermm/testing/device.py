@@ -50,20 +50,21 @@ class ModelDevice:
     # Regions
 
     def register_range(
-        self, start: int, end: int, cookie: int | None = None, *, accept_file_memory: bool = False
+        self, start: int, end: int, cookie: int | None = None, *, accept_file_memory: bool = False  # noqa: ARG002
     ) -> int:
         """Watches [start, end) and returns its cookie, chosen if None. ArgumentError: empty, reversed, beyond 2**63.
 
-        DeviceError: EFAULT for a hole (the ioctl accepts it). CookieError: registered already. No memory here is a file's.
+        DeviceError: EFAULT for a hole (the ioctl accepts it). CookieError: registered already. No file memory here.
         """
         if not 0 <= start < end <= _ADDRESS_LIMIT:
             raise ArgumentError(f"register_range: [{start:#x}, {end:#x}) is not a range of addresses")
         if cookie is None:
             cookie = next(free for free in range(1, _COOKIE_LIMIT) if not self._regions.has(free))
         _check_cookie(cookie)
-        if not self._space.is_mapped(start, end):
-            raise from_errno(errno.EFAULT, f"register_range: [{start:#x}, {end:#x}) has a hole; map it first")
         with self._open_device("register_range"):
+            self._used = True
+            if not self._regions.has(cookie) and not self._space.is_mapped(start, end):
+                raise from_errno(errno.EFAULT, f"register_range: [{start:#x}, {end:#x}) has a hole: map it first")
             self._register(start, end, cookie)
         return cookie
 
@@ -79,7 +80,7 @@ class ModelDevice:
         with self._open_device("generation"):
             return self._regions.generation
 
-    def check(self, seen: int, probe: bool = True) -> bool:
+    def check(self, seen: int, probe: bool = True) -> bool:  # noqa: ARG002
         """True: nothing changed since the generation was `seen`. In a model nothing is ever under way: no probe."""
         return self.generation == seen
 
@@ -113,7 +114,7 @@ class ModelDevice:
             raise from_errno(errno.EFAULT, f"readinto: nothing is mapped at {address:#x}; the events are lost")
         return 0
 
-    def write(self, data: BytesLike) -> int:
+    def write(self, data: BytesLike) -> int:  # noqa: ARG002
         """write(2) on a descriptor that was opened read-only: ClosedError (EBADF), always."""
         raise from_errno(errno.EBADF, "write: the device is open for reading only")
 
@@ -191,8 +192,11 @@ class ModelDevice:
 
     def _register(self, start: int, end: int, cookie: int) -> None:
         self._regions.register(cookie, start, end)
-        # An empty or reversed region is hit by what covers the addresses from its end to its start, both included.
-        self._space.watch(min(start, end), end if start < end else start + 1)
+        if start < end:
+            self._space.watch(start, end)
+        else:  # What hits an empty or reversed region covers its byte `start` and the byte before its `end`.
+            self._space.watch(end - 1, end)
+            self._space.watch(start, start + 1)
 
     def _exchange_features(self, argument: int | BytesLike) -> None:
         if self._used:

@@ -1,4 +1,4 @@
-"""Between the model's objects and the bytes of the ABI: what a real device does with copy_from_user and copy_to_user."""
+"""Between the model's objects and the bytes of the ABI: a real device's copies from and to user memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ BytesLike = bytes | bytearray | memoryview
 
 def check_size(argument: int | BytesLike, request: int) -> None:
     """ArgumentError unless bytes are as many as `request` says in its number; an address says nothing of its size."""
-    if not isinstance(argument, int) and len(_view(argument)) != ioctl_size(request):
-        raise ArgumentError(f"ioctl({request:#x}): {len(_view(argument))} bytes, the request takes {ioctl_size(request)}")
+    size = ioctl_size(request)
+    if not isinstance(argument, int) and len(_view(argument)) != size:
+        raise ArgumentError(f"ioctl({request:#x}): argument has {len(_view(argument))} bytes, the request takes {size}")
 
 
 def copy_in(argument: int | BytesLike) -> bytes:

@@ -1,8 +1,8 @@
 """The mappings of an address space: a sorted list that is cut where an operation needs a boundary.
 
 Mappings are never merged again. The kernel merges neighbours when it can, which depends on more than a program sees
-(whether a page was ever touched, for one), so an operation that crosses a boundary between two mappings of this list may
-be one or two notifications on a kernel, and is two here. Inside one mapping there is no doubt.
+(whether a page was ever touched, for one), so an operation that crosses a boundary between two mappings of this list
+may be one or two notifications on a kernel, and is two here. Inside one mapping there is no doubt.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What one open of the device remembers: regions, the queue of events, the generation. No files, no bytes, no waiting."""
+"""What one open of the device remembers: regions, the queue, the generation. No files, no bytes, no waiting."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
 
-from ..errors import from_errno
+from ..errors import CookieError
 from ..ummunotify.events import Event, Invalidation, Last
 
 
@@ -42,15 +42,15 @@ class Regions:
         self._last_owed = False
 
     def register(self, cookie: int, start: int, end: int) -> None:
-        """EINVAL: the cookie is registered already."""
+        """CookieError (EINVAL): the cookie is registered already."""
         if self.has(cookie):
-            raise from_errno(errno.EINVAL, f"register: cookie {cookie} is registered already")
+            raise CookieError(errno.EINVAL, f"register: cookie {cookie} is registered already")
         self._newest_first.insert(0, Region(cookie, start, end))
 
     def unregister(self, cookie: int) -> None:
-        """EINVAL: the cookie is not registered. A queued event of the region vanishes without a trace."""
+        """CookieError (EINVAL): the cookie is not registered. A queued event of the region vanishes without a trace."""
         if not self.has(cookie):
-            raise from_errno(errno.EINVAL, f"unregister: cookie {cookie} is not registered")
+            raise CookieError(errno.EINVAL, f"unregister: cookie {cookie} is not registered")
         self._newest_first = [region for region in self._newest_first if region.cookie != cookie]
         self._queue = [region for region in self._queue if region.cookie != cookie]
 
@@ -82,7 +82,10 @@ class Regions:
         return bool(self._queue) or (self._last_owed and self.abi == 2)
 
     def take(self, capacity: int) -> list[Event]:
-        """What one read with room for `capacity` events gives: queued events, then LAST if the queue ran dry in time."""
+        """What a read with room for `capacity` events gives: queued events, then LAST if the queue ran dry in time.
+
+        LAST is owed from the first INVAL that was read until a LAST was, whatever happens to the queue meanwhile.
+        """
         events: list[Event] = []
         while len(events) < capacity:
             if not self._queue:

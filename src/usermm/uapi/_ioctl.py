@@ -19,26 +19,26 @@ WRITE = 1
 READ = 2
 
 
-def _IOC(direction: int, letter: str, number: int, size_bytes: int) -> int:
+def _IOC(direction: int, letter: str, number: int, size_bytes: int) -> int:  # noqa: N802
     """The request number; `direction` is as user space sees it: WRITE hands the argument in, READ gets it back."""
     if len(letter) != 1 or not 0 <= number < 1 << _NUMBER_BITS or not 0 <= size_bytes < 1 << _SIZE_BITS:
         raise ValueError(f"_IOC({direction}, {letter!r}, {number}, {size_bytes}): a field does not fit")
     return direction << _DIRECTION_SHIFT | size_bytes << _SIZE_SHIFT | ord(letter) << _TYPE_SHIFT | number
 
 
-def _IO(letter: str, number: int) -> int:
+def _IO(letter: str, number: int) -> int:  # noqa: N802
     return _IOC(NONE, letter, number, 0)
 
 
-def _IOR(letter: str, number: int, size_bytes: int) -> int:
+def _IOR(letter: str, number: int, size_bytes: int) -> int:  # noqa: N802
     return _IOC(READ, letter, number, size_bytes)
 
 
-def _IOW(letter: str, number: int, size_bytes: int) -> int:
+def _IOW(letter: str, number: int, size_bytes: int) -> int:  # noqa: N802
     return _IOC(WRITE, letter, number, size_bytes)
 
 
-def _IOWR(letter: str, number: int, size_bytes: int) -> int:
+def _IOWR(letter: str, number: int, size_bytes: int) -> int:  # noqa: N802
     return _IOC(READ | WRITE, letter, number, size_bytes)
 
 

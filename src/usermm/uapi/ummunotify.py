@@ -15,13 +15,13 @@ FEATURES = struct.Struct("=I")
 """u32: the features asked for; the device writes back those that it grants."""
 
 REGISTER = struct.Struct("=QQQII")
-"""u64 start, u64 end (exclusive), u64 user_cookie, u32 flags (ignored: clients leave it uninitialised), u32 reserved."""
+"""u64 start, u64 end (exclusive), u64 user_cookie, u32 flags (ignored: clients leave it garbage), u32 reserved."""
 
 COOKIE = struct.Struct("=Q")
 """u64 user_cookie of the region to unregister."""
 
 EVENT = struct.Struct("=IIQQQ")
-"""u32 type, u32 flags, u64 hint_start, u64 hint_end, u64 user_cookie_counter (INVAL: the cookie, LAST: the generation)."""
+"""u32 type, u32 flags, u64 hint_start, u64 hint_end, u64 user_cookie_counter (the cookie; LAST: the generation)."""
 
 GENERATION = struct.Struct("=Q")
 """u64 at offset 0 of the mapped page."""

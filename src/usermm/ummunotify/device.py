@@ -68,9 +68,13 @@ class Ummunotify(_core.Device):
         if error.errno not in (errno.EOPNOTSUPP, errno.EFAULT):
             raise error
         verdict = memory.judge(start, end)
-        if verdict.kind is memory.Kind.WATCHABLE and flags & _core.REFUSE_FILES:
+        strict = flags & _core.REFUSE_FILES
+        if verdict.kind is memory.Kind.WATCHABLE and strict:
             return self.watch(start, end, cookie, flags & ~_core.REFUSE_FILES)
-        raise refused(error.errno, f"register(0x{start:x}-0x{end:x})", str(verdict)) from None
+        reason = str(verdict)
+        if verdict.kind is memory.Kind.BLIND_SPOT and not strict:
+            reason = f"{verdict.reason}; this kernel watches no such files (Linux 6.7 does): register a copy in anonymous memory"
+        raise refused(error.errno, f"register(0x{start:x}-0x{end:x})", reason) from None
 
     def read(self, timeout: float | None = None) -> list[Event]:
         """The next events, at most 128: Invalidation for each region hit, then Last once the queue is drained.
@@ -129,7 +133,12 @@ def _decode(kind: int, flags: int, start: int, end: int, cookie_or_counter: int)
 async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(descriptor, wake)
     try:
         await ready
     finally:

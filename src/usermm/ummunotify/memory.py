@@ -73,9 +73,7 @@ def _read(path: str, start: int, end: int) -> list[Mapping]:
 def judge_mappings(start: int, end: int, mappings: Iterable[Mapping], seals: SealsOf) -> Verdict:
     """As `judge`, for these mappings (in address order) and this way to ask for the seals of a file."""
     if start >= end:
-        return Verdict(
-            Kind.REFUSED, None, f"the range {start:#x}-{end:#x} is empty", "give an end beyond the start"
-        )
+        return Verdict(Kind.REFUSED, None, f"the range {start:#x}-{end:#x} is empty", "give an end beyond the start")
     worst: Verdict | None = None
     mapped_to = start
     for mapping in mappings:
@@ -126,9 +124,7 @@ _KERNEL_NAMES: Final = re.compile(r"\[(vdso|vvar|vvar_vclock|vsyscall|vectors|si
 def _judge_file(mapping: Mapping, seals: int | None) -> Verdict:
     where = _where(mapping)
     if sealed_for_good(seals):
-        return Verdict(
-            Kind.WATCHABLE, mapping, f"{where} is a memfd that its seals protect from truncation and holes"
-        )
+        return Verdict(Kind.WATCHABLE, mapping, f"{where} is a memfd that its seals protect from truncation and holes")
     reason = f"{where} is file memory that others can truncate or punch holes in without a notification"
     accept = "accept_file_memory=True accepts that"
     if seals is None and mapping.path.startswith("/memfd:"):

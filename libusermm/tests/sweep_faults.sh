@@ -1,0 +1,28 @@
+#!/bin/sh
+# Runs each test with its 1st, 2nd, 3rd ... call failing, for each kind of call, until there is none left to fail (status 3).
+set -u
+calls="malloc ioctl read write poll mmap pipe2 userfaultfd eventfd pthread_create memfd_create"
+limit=${USERMM_FAULT_LIMIT:-400}
+failures=0
+runs=0
+for test in "$@"; do
+    for call in $calls; do
+        n=0
+        status=0
+        while [ $n -lt "$limit" ] && [ $status -eq 0 ]; do
+            n=$((n + 1))
+            USERMM_FAULT_AT=$n USERMM_FAULT_CALL=$call "$test" >/dev/null 2>/tmp/sweep.$$
+            status=$?
+            runs=$((runs + 1))
+        done
+        if [ $status -ne 0 ] && [ $status -ne 3 ]; then
+            echo "$test fails with status $status when $call number $n fails:"
+            cat /tmp/sweep.$$
+            failures=$((failures + 1))
+        fi
+    done
+    echo "# $test: every call failed once, up to $limit of a kind"
+done
+rm -f /tmp/sweep.$$
+echo "# $runs runs, $failures failures"
+[ $failures -eq 0 ]
