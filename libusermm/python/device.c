@@ -11,6 +11,7 @@
 
 #define FIRST_OWN_COOKIE (UINT64_C(1) << 63) /* far from the numbers and pointers that people choose */
 #define LONGEST_WAIT_MS 1000000
+#define EXCHANGE_FEATURES 0xC0045501ul /* the one request that writes to its argument */
 
 struct device {
     PyObject_HEAD
@@ -249,31 +250,43 @@ static PyObject *readinto(PyObject *self, PyObject *const *args, Py_ssize_t coun
 }
 
 /* The request's number says how large its structure is; another size is a mistake that the ABI could not notice. */
+static int check_size(const struct module_state *state, unsigned long request, const Py_buffer *view) {
+    char message[128];
+    size_t size = (request >> 16) & 0x3fff;
+    if ((size_t)view->len == size)
+        return 0;
+    snprintf(message, sizeof message, "ioctl(0x%lx): argument has %zd bytes, the request takes %zu: pack it again", request,
+             view->len, size);
+    PyErr_SetString(state->argument_error, message);
+    return -1;
+}
+
+/* A read-only buffer will do where the request writes nothing back: REGISTER and UNREGISTER never do. */
+static int get_argument(const struct module_state *state, unsigned long request, PyObject *object, Py_buffer *ret_view) {
+    if (PyObject_GetBuffer(object, ret_view, PyBUF_WRITABLE) == 0)
+        return 0;
+    if (request == EXCHANGE_FEATURES)
+        return um_raise_from_pending(state->argument_error, "ioctl: the features are written back: pass a bytearray");
+    PyErr_Clear();
+    if (PyObject_GetBuffer(object, ret_view, PyBUF_SIMPLE))
+        return um_raise_from_pending(state->argument_type_error,
+                                     "ioctl: argument must be an address or a contiguous buffer");
+    return 0;
+}
+
 static int ioctl_buffer(const struct module_state *state, usermm_device *core, unsigned long request, PyObject *object,
                         int *ret_result) {
     Py_buffer view;
-    char copy[64];
-    size_t size = (request >> 16) & 0x3fff;
-    int writable = PyObject_GetBuffer(object, &view, PyBUF_WRITABLE) == 0;
-    if (!writable) {
-        PyErr_Clear();
-        if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE))
-            return um_raise_from_pending(state->argument_type_error,
-                                         "ioctl: argument must be an address or a contiguous buffer");
-    }
-    if ((size_t)view.len != size || size > sizeof copy) {
-        PyErr_Format(state->argument_error, "ioctl(0x%lx): argument has %zd bytes, the request takes %zu: pack it again",
-                     request, view.len, size);
-        PyBuffer_Release(&view);
+    if (get_argument(state, request, object, &view))
         return -1;
+    int bad = check_size(state, request, &view);
+    if (!bad) {
+        Py_BEGIN_ALLOW_THREADS
+        *ret_result = usermm_ioctl(core, request, view.buf);
+        Py_END_ALLOW_THREADS
     }
-    for (size_t i = 0; i < size; i++)
-        copy[i] = ((const char *)view.buf)[i];
-    Py_BEGIN_ALLOW_THREADS
-    *ret_result = usermm_ioctl(core, request, writable ? view.buf : copy);
-    Py_END_ALLOW_THREADS
     PyBuffer_Release(&view);
-    return 0;
+    return bad;
 }
 
 static PyObject *device_ioctl(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {

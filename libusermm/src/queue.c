@@ -109,21 +109,19 @@ static struct usermm_event describe(const struct um_region *region) {
     return event;
 }
 
-/* Fills up to `capacity` events; version 2 owes the closing LAST to the next read when the buffer was full. */
+/* Fills up to `capacity` events; version 2 owes a closing LAST from the first event read until one is given. */
 static unsigned take(usermm_device *device, struct usermm_event *events, unsigned capacity) {
     unsigned count = 0;
     for (; count < capacity && device->first_queued; count++) {
         events[count] = describe(device->first_queued);
         unlink_queued(device->first_queued);
     }
-    if (!device->first_queued) {
-        device->last_owed = device->abi == USERMM_ABI_UMMUNOTIFY && count == capacity;
-        if (count < capacity)
-            events[count++] = (struct usermm_event){
-                .type = USERMM_EVENT_LAST,
-                .user_cookie_counter = atomic_load(&device->generation),
-            };
-    }
+    device->last_owed = device->abi == USERMM_ABI_UMMUNOTIFY && count == capacity;
+    if (count < capacity)
+        events[count++] = (struct usermm_event){
+            .type = USERMM_EVENT_LAST,
+            .user_cookie_counter = atomic_load(&device->generation),
+        };
     clear_readable(device);
     return count;
 }

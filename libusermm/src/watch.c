@@ -161,13 +161,13 @@ static int refuse(uint64_t start, uint64_t end, unsigned flags) {
     return 0;
 }
 
-int um_watch(uint64_t start, uint64_t end, unsigned flags) {
+static int watch_pages(uint64_t start, uint64_t end) {
     static uint64_t page_size;
     if (!page_size)
         page_size = (uint64_t)sysconf(_SC_PAGESIZE);
     uint64_t top = UINT64_MAX / 2 + 1 - page_size; /* above it no user mapping exists, and rounding cannot overflow */
-    if (end <= start || start >= top)
-        return flags & USERMM_REFUSE_HOLES ? -EFAULT : 0;
+    if (start >= top)
+        return 0;
     start &= ~(page_size - 1);
     end = end > top ? top : (end + page_size - 1) & ~(page_size - 1);
     bool coarse = must_be_coarse();
@@ -178,5 +178,18 @@ int um_watch(uint64_t start, uint64_t end, unsigned flags) {
         um_monitor_fail(-result);
         result = -EIO;
     }
+    return result;
+}
+
+/* An empty or reversed region is hit only by what covers its byte `start` and the byte before its `end`: watch those. */
+static int watch_inside_out(uint64_t start, uint64_t end) {
+    int result = end ? watch_pages(end - 1, end) : 0;
+    return result || !end ? result : watch_pages(start, start + 1);
+}
+
+int um_watch(uint64_t start, uint64_t end, unsigned flags) {
+    if (end <= start)
+        return flags & USERMM_REFUSE_HOLES ? -EFAULT : watch_inside_out(start, end);
+    int result = watch_pages(start, end);
     return result ? result : refuse(start, end, flags);
 }

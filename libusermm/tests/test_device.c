@@ -109,7 +109,8 @@ static void refuses_what_can_change_unseen(void) {
     shmdt(memory + PAGE);
     CHECK(sysv == -EOPNOTSUPP || CALL(sysv) < 0);
     CALL(usermm_register(device, start, start + 4 * PAGE, 1, 0)); /* the ABI takes holes; nothing was left behind */
-    CHECK(usermm_register(device, start, start, 1, 0) == -EINVAL);
+    long again = usermm_register(device, start, start, 1, 0);
+    CHECK(again == -EINVAL || CALL(again) < 0);
     CALL(usermm_unregister(device, 1));
     CHECK(usermm_unregister(device, 1) == -EINVAL);
 }
@@ -130,7 +131,7 @@ static void devices_do_not_share_queues(void) {
 static void bad_pointers_are_errors(void) {
     usermm_device *device = test_open(2, O_RDONLY);
     char *memory = test_map(1), *nowhere = test_map(1);
-    munmap(nowhere, PAGE);
+    mprotect(nowhere, PAGE, PROT_NONE);
     test_register(device, memory, PAGE, 1);
     madvise(memory, PAGE, MADV_DONTNEED);
     ssize_t size = usermm_read(device, nowhere, 64);

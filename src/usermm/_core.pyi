@@ -32,8 +32,8 @@ class Device:
         """True when no region of this device lost memory since its generation was `seen`.
 
         With `probe` (one system call) a change that another thread is still inside counts too: an address that it gave
-        back and that was handed out again is never taken for the old one. Without, the answer is exact for all calls that
-        have returned. False can also mean that other threads unmapped watched memory for a second without a pause.
+        back and that was handed out again is never taken for the old one. Without, the answer is exact for all calls
+        that have returned. False can also mean that other threads unmapped watched memory for a second without pause.
         """
 
     def watch(self, start: int, end: int, cookie: int | None, flags: int, /) -> int:

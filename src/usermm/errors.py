@@ -92,7 +92,7 @@ _REASONS: dict[int, str] = {
     errno.ENFILE: "the system has no descriptor left: close some, or raise fs.file-max",
     errno.EPERM: "this process may not use userfaultfd: `usermm doctor` names the cure",
     errno.ENOSYS: "this kernel has no userfaultfd with write-protect mode and events: `usermm doctor` says what it has",
-    errno.EBUSY: "another userfaultfd watches part of this memory (a second monitor, CRIU, a debugger): end that one first",
+    errno.EBUSY: "another userfaultfd watches part of this memory (a second monitor, CRIU, a debugger): end it first",
     errno.EOPNOTSUPP: "part of this memory can change without a notification: register other memory, or a copy",
     errno.EFAULT: "the address is not mapped, or not for this: pass memory of this process",
     errno.EAGAIN: "nothing to read: poll fileno(), or open without O_NONBLOCK",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import mmap as _mmap
+import operator
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from usermm import _core
-from usermm.errors import ArgumentError, ClosedError, DeviceError, refused
+from usermm.errors import ArgumentError, ArgumentTypeError, ClosedError, DeviceError, refused
 from usermm.ummunotify import memory
 from usermm.ummunotify.events import Event, Invalidation, Last
 
@@ -51,12 +52,16 @@ class Ummunotify(_core.Device):
         `accept_file_memory=True` accepts file mappings although truncating the file, or punching a hole in it, takes
         memory away without a notification (userfaultfd reports what a process does to its mappings, not to files).
 
-        Raises UnwatchableError (EOPNOTSUPP) for memory that can change unseen, with the mapping and the way out; DeviceError
-        (EFAULT) for addresses where nothing is mapped; CookieError (EINVAL) for a cookie in use; WatchedElsewhereError
-        (EBUSY); LimitError (ENOMEM).
+        Raises UnwatchableError (EOPNOTSUPP) for memory that can change unseen, with the mapping and the way out;
+        DeviceError (EFAULT) for addresses where nothing is mapped; CookieError (EINVAL) for a cookie in use;
+        WatchedElsewhereError (EBUSY); LimitError (ENOMEM).
         """
+        try:
+            start, end = operator.index(start), operator.index(end)
+        except TypeError as error:
+            raise ArgumentTypeError(f"register_range: start and end must be int addresses: {error}") from None
         if not 0 <= start < end <= _ADDRESS_LIMIT:
-            raise ArgumentError(f"register_range: 0x{start:x}-0x{end:x} is empty or no range of addresses: pass start < end")
+            raise ArgumentError(f"register_range: {start:#x}-{end:#x} is empty or no address range: pass start < end")
         flags = _core.REFUSE_HOLES | (0 if accept_file_memory else _core.REFUSE_FILES)
         try:
             return self.watch(start, end, cookie, flags)
@@ -73,13 +78,13 @@ class Ummunotify(_core.Device):
             return self.watch(start, end, cookie, flags & ~_core.REFUSE_FILES)
         reason = str(verdict)
         if verdict.kind is memory.Kind.BLIND_SPOT and not strict:
-            reason = f"{verdict.reason}; this kernel watches no such files (Linux 6.7 does): register a copy in anonymous memory"
-        raise refused(error.errno, f"register(0x{start:x}-0x{end:x})", reason) from None
+            reason = f"{verdict.reason}; this kernel watches no such files (6.7 does): register a copy"
+        raise refused(error.errno, f"register({start:#x}-{end:#x})", reason) from None
 
     def read(self, timeout: float | None = None) -> list[Event]:
         """The next events, at most 128: Invalidation for each region hit, then Last once the queue is drained.
 
-        Waits until there is one; `timeout` seconds at most ([] then), and not at all for 0. Signal handlers run while it
+        Waits until there is one, `timeout` seconds at most ([] then), for 0 not at all. Signal handlers run while it
         waits; close() from another thread ends it with ClosedError.
         """
         return [_decode(*fields) for fields in _EVENT.iter_unpack(self.read_within(timeout))]

@@ -1,0 +1,1 @@
+"""Figures of usermm beside their floors, as ratios measured in one run: ``python -m benchmarks``."""
