@@ -45,11 +45,13 @@ def run(calls: Calls, effort: Effort) -> Result:
             Figure.of(f"{BY_NAME} / empty(seen, no)", "ratio", ratios(values[BY_NAME], values["empty(seen, no)"])),
             Figure.of(f"{BY_NAME} / {EMPTY}, net of the loop", "ratio", ratios(net[BY_NAME], net[EMPTY])),
             Figure.of(f"{PROBED} - ioctl", "ns", differences(values[PROBED], values[IOCTL]), PROBE_BAR_NS),
-            Figure.of(f"{PROBED} - ioctl, net of the loop", "ns", differences(net[PROBED], values[IOCTL]), PROBE_BAR_NS),
+            Figure.of(
+                f"{PROBED} - ioctl, net of the loop", "ns", differences(net[PROBED], values[IOCTL]), PROBE_BAR_NS
+            ),
             Figure.of(f"{IN_C} - ioctl", "ns", differences(values[IN_C], values[IOCTL]), PROBE_BAR_NS),
         ],
         [
-            "The ioctl runs in this process, which has a second thread: sharing its files makes any ioctl a little dearer.",
+            "The ioctl runs in this process, whose second thread makes any ioctl a little dearer (shared files).",
             "Both userfaultfds watch a page; nothing is unmapped meanwhile, so that no check waits.",
         ],
     )

@@ -90,7 +90,7 @@ def figures(unit: str, values: Mapping[str, Rounds]) -> list[Figure]:
 
 
 def statement(code: str, number: int, names: Mapping[str, Any]) -> Callable[[], float]:
-    """A subject: ns for one execution of `code`, the loop around it included, as timeit measures. `names` are its locals."""
+    """A subject: ns for one execution of `code`, with its `names` as locals, the loop included as timeit does."""
     setup = "; ".join(f"{name} = _{name}" for name in names) or "pass"
     timer = timeit.Timer(code, setup, globals={f"_{name}": value for name, value in names.items()})
     return lambda: timer.timeit(number) / number * 1e9

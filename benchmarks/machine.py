@@ -19,7 +19,7 @@ def describe() -> dict[str, str]:
         "virtual": "yes" if " hypervisor " in f"{_cpu_line('flags')} " else "no",
         "kernel": platform.release(),
         "python": f"{platform.python_implementation()} {platform.python_version()}, {platform.python_compiler()}",
-        "compiler": f"{_compiler()} {' '.join(flag for flag in FLAGS if not flag.startswith('-I'))}",
+        "compiler": f"{_compiler()} {' '.join(FLAGS)}",
         "usermm": usermm.__version__,
         "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
     }

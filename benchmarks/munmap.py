@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from benchmarks.harness import Effort, Figure, Result, Rounds, column, interleave, ratios
+from benchmarks.harness import Effort, Figure, Result, column, interleave, ratios
 from benchmarks.programs import Programs, Worker
 
 MODES = ("alone", "sleeper", "unwatched", "bare", "usermm")
@@ -27,7 +27,7 @@ def run(programs: Programs, effort: Effort) -> Result:
     means = {name: column(MEAN, rounds) for name, rounds in lines.items()}
     medians = {name: column(MEDIAN, rounds) for name, rounds in lines.items()}
     compared = [
-        Figure.of(f"unwatched / {mode}, unpinned", "ratio", ratios(medians["unwatched, unpinned"], medians[f"{mode}, unpinned"]))
+        Figure.of(f"unwatched / {mode}", "ratio", ratios(medians["unwatched, unpinned"], medians[f"{mode}, unpinned"]))
         for mode in ("alone", "sleeper")
     ]
     for placement in placements:
@@ -46,8 +46,8 @@ def run(programs: Programs, effort: Effort) -> Result:
         [
             "alone: no second thread. sleeper: one that sleeps in poll. unwatched: while usermm watches another page.",
             "bare: a second thread with nothing but poll and read, same registration. usermm: watched by usermm.",
-            "Unpinned, the scheduler wakes the reader on the caller's core or on another for long stretches at a time; which"
-            " one decides the figure, for bare and usermm alike. The pinned rows compare like with like.",
+            "Unpinned, the scheduler wakes the reader on the caller's core or on another, for long stretches at a time;"
+            " which one decides the figure, of bare and usermm alike. The pinned rows compare like with like.",
         ],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ SOURCES = Path(__file__).resolve().parent / "c"
 PROGRAMS = ("munmap", "register", "notifications")
 COMPILER = "gcc"
 # As setup.py builds the extension, so that the library is the one that Python users run.
-FLAGS = ("-std=c11", "-O2", "-flto", "-fPIC", "-fno-plt", "-fvisibility=hidden", "-pthread", f"-I{ROOT}/libusermm/include")
+FLAGS = ("-std=c11", "-O2", "-flto", "-fPIC", "-fno-plt", "-fvisibility=hidden", "-pthread")
 
 
 class BenchmarkError(Exception):
@@ -46,7 +47,8 @@ class Programs:
 
 def _compile(*arguments: str | Path) -> None:
     try:
-        done = subprocess.run([COMPILER, *FLAGS, *map(str, arguments)], capture_output=True, text=True, check=False)
+        command = [COMPILER, *FLAGS, f"-I{ROOT}/libusermm/include", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise BenchmarkError(f"{COMPILER} is missing: apt install gcc libc6-dev") from None
     if done.returncode:
@@ -70,10 +72,8 @@ class Worker:
     def round(self, operations: int) -> list[float]:
         """The figures of one round."""
         assert self._process.stdin and self._process.stdout
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it ended: the empty answer says so
             print(operations, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it ended: the empty answer says so
         line = self._process.stdout.readline()
         if not line:
             raise BenchmarkError(f"{' '.join(self._command)} ended with status {self._process.wait()}")

@@ -1,7 +1,8 @@
-"""``python -m benchmarks.register_worker REGIONS``: c/register.c from Python. Prints "new again" in ns a pair, loop included."""
+"""``python -m benchmarks.register_worker REGIONS``: c/register.c from Python, its first three columns, loop included."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import random
 import sys
@@ -12,17 +13,25 @@ from usermm import Ummunotify
 
 SPREAD = 4
 """One page in so many is registered, so that no two regions touch."""
+_libc = ctypes.CDLL(None)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Scatter:
-    """Pages inside one new mapping, in random order."""
+    """Pages inside one new mapping, in random order, between two inaccessible pages so that it merges with no neighbour."""
 
-    def __init__(self, count: int) -> None:
-        self.memory = mmap.mmap(-1, count * SPREAD * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        start = address_of(self.memory)
-        starts = [start + (index * SPREAD + 1) * PAGE_BYTES for index in range(count)]
-        random.Random(count).shuffle(starts)
-        self.ranges = [(start, start + PAGE_BYTES) for start in starts]
+    def __init__(self, count: int, touched: bool) -> None:
+        pages = count * SPREAD
+        self.memory = mmap.mmap(-1, (pages + 2) * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory.madvise(mmap.MADV_NOHUGEPAGE)
+        first = address_of(self.memory) + PAGE_BYTES
+        for guard in (first - PAGE_BYTES, first + pages * PAGE_BYTES):
+            assert _libc.mprotect(guard, PAGE_BYTES, 0) == 0
+        indices = [index * SPREAD + 1 for index in range(count)]
+        for index in indices if touched else ():
+            self.memory[(index + 1) * PAGE_BYTES] = 1
+        random.Random(count).shuffle(indices)
+        self.ranges = [(first + index * PAGE_BYTES, first + (index + 1) * PAGE_BYTES) for index in indices]
 
 
 def pair_ns(device: Ummunotify, ranges: list[tuple[int, int]]) -> float:
@@ -36,15 +45,16 @@ def pair_ns(device: Ummunotify, ranges: list[tuple[int, int]]) -> float:
 
 def main() -> None:
     """Answers each line on stdin, a number of pairs, with one round."""
-    others = Scatter(int(sys.argv[1]))
+    others = Scatter(int(sys.argv[1]), touched=False)
     with Ummunotify() as device:
         for start, end in others.ranges:
             device.register_range(start, end)
         for line in sys.stdin:
-            pages = Scatter(int(line))
-            new_ns, again_ns = pair_ns(device, pages.ranges), pair_ns(device, pages.ranges)
-            print(f"{new_ns:.1f} {again_ns:.1f}", flush=True)
-            pages.memory.close()
+            used, untouched = Scatter(int(line), touched=True), Scatter(int(line), touched=False)
+            times_ns = [pair_ns(device, pages.ranges) for pages in (used, untouched, used)]
+            print(*(f"{time_ns:.1f}" for time_ns in times_ns), flush=True)
+            used.memory.close()
+            untouched.memory.close()
 
 
 if __name__ == "__main__":

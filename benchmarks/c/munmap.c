@@ -15,12 +15,15 @@
 #include "bare.h"
 #include "usermm.h"
 
+#define MAX_OPERATIONS 10000
+
 enum mode { ALONE, SLEEPER, BARE, USERMM, UNWATCHED, MODES };
 static const char *const mode_names[MODES] = {"alone", "sleeper", "bare", "usermm", "unwatched"};
 
 static usermm_device *device;
 static int uffd;
 static char *place;
+static uint64_t samples_ns[MAX_OPERATIONS];
 
 /* A hole between two inaccessible pages, so that in every mode the page has no neighbour that it could merge with. */
 static void make_place(void) {
@@ -95,20 +98,18 @@ int main(int count, char **arguments) {
         mode++;
     need(mode < MODES, "the mode's name");
     pin(atoi(arguments[3])); /* the reader inherits it */
-    make_place();
     start(mode);
     pin(atoi(arguments[2]));
+    make_place(); /* after all other mappings, or one of them would take the hole */
     while ((operations = next_round())) {
-        uint64_t generation = 0, *samples_ns = malloc(operations * sizeof *samples_ns);
-        need(samples_ns != NULL, "malloc");
-        memset(samples_ns, 0, operations * sizeof *samples_ns);
+        uint64_t generation = 0;
+        need(operations <= MAX_OPERATIONS, "the number of operations");
         if (device)
             usermm_generation(device, &generation);
         for (size_t i = 0; i < operations; i++)
             samples_ns[i] = once(mode, i);
         check_seen(mode, generation, operations);
         print_samples(samples_ns, operations);
-        free(samples_ns);
     }
     return 0;
 }

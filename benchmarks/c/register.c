@@ -1,8 +1,11 @@
 /*
  * register REGIONS: usermm_register + usermm_unregister of one page while REGIONS others are registered. Each round prints
- * "new again bare_new bare_again" in ns a pair: pages never watched before, the same pages once more, and what the kernel
- * alone takes for UFFDIO_REGISTER of a page of each kind (there is no counterpart of the unregistering).
+ * six times in ns a pair: for pages in use that were never watched before, for pages of a mapping that was never touched, and
+ * for the pages of the first kind once more; then for the same three what the kernel alone takes for UFFDIO_REGISTER (there is
+ * no counterpart of the unregistering: usermm leaves watched what is watched).
  */
+#include <stdbool.h>
+
 #include "bench.h"
 
 #include "bare.h"
@@ -21,13 +24,23 @@ static size_t random_below(size_t limit) {
     return (size_t)(state % limit);
 }
 
+/* Between two inaccessible pages: it merges with no neighbour, whose history would be part of every split's price. */
+static char *map_apart(size_t pages) {
+    char *memory = map_pages(pages + 2);
+    need(mprotect(memory, PAGE_BYTES, PROT_NONE) == 0, "mprotect");
+    need(mprotect(memory + (pages + 1) * PAGE_BYTES, PAGE_BYTES, PROT_NONE) == 0, "mprotect");
+    return memory + PAGE_BYTES;
+}
+
 /* `count` page addresses inside one new mapping, SPREAD apart, shuffled. The mapping is the last element. */
-static char **scatter(size_t count) {
+static char **scatter(size_t count, bool touched) {
     char **pages = malloc((count + 1) * sizeof *pages);
     need(pages != NULL, "malloc");
-    pages[count] = map_pages(count * SPREAD);
+    pages[count] = map_apart(count * SPREAD);
     for (size_t i = 0; i < count; i++)
         pages[i] = pages[count] + (i * SPREAD + 1) * PAGE_BYTES;
+    for (size_t i = 0; touched && i < count; i++)
+        *(volatile char *)pages[i] = 1;
     for (size_t i = count; i > 1; i--) {
         size_t j = random_below(i);
         char *page = pages[i - 1];
@@ -38,7 +51,7 @@ static char **scatter(size_t count) {
 }
 
 static void discard(char **pages, size_t count) {
-    munmap(pages[count], count * SPREAD * PAGE_BYTES);
+    munmap(pages[count] - PAGE_BYTES, (count * SPREAD + 2) * PAGE_BYTES);
     free(pages);
 }
 
@@ -64,22 +77,27 @@ static double bare_ns(char **pages, size_t count) {
     return (double)(now_ns() - start_ns) / (double)count;
 }
 
+static void measure(size_t count, double (*time_ns)(char **pages, size_t count)) {
+    char **used = scatter(count, true), **untouched = scatter(count, false);
+    double used_ns = time_ns(used, count), untouched_ns = time_ns(untouched, count);
+    printf("%.1f %.1f %.1f ", used_ns, untouched_ns, time_ns(used, count));
+    discard(used, count);
+    discard(untouched, count);
+}
+
 int main(int count, char **arguments) {
     size_t pairs, regions = count == 2 ? strtoul(arguments[1], NULL, 10) : 0;
     need(regions > 0, "one argument");
     need(usermm_open(USERMM_ABI_UMMUNOTIFY, 0, &device) == 0, "usermm_open");
     uffd = bare_start();
-    char **others = scatter(regions);
+    char **others = scatter(regions, false);
     for (size_t i = 0; i < regions; i++)
         add(others[i], i);
     while ((pairs = next_round())) {
-        char **pages = scatter(pairs), **bare_pages = scatter(pairs);
-        double new_ns = pair_ns(pages, pairs), again_ns = pair_ns(pages, pairs);
-        double bare_new_ns = bare_ns(bare_pages, pairs), bare_again_ns = bare_ns(bare_pages, pairs);
-        printf("%.1f %.1f %.1f %.1f\n", new_ns, again_ns, bare_new_ns, bare_again_ns);
+        measure(pairs, pair_ns);
+        measure(pairs, bare_ns);
+        printf("\n");
         fflush(stdout);
-        discard(pages, pairs);
-        discard(bare_pages, pairs);
     }
     return 0;
 }

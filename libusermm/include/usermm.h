@@ -75,8 +75,8 @@ enum usermm_probe {
 };
 
 /*
- * 1: no region of the device lost memory since the generation was `seen`; 0: one did, or other threads unmapped watched
- * memory for a whole second without a pause, so that nothing can be promised.
+ * 1: no region of the device lost memory since the generation was `seen`; 0: one did, or other threads went on
+ * discarding watched memory for 100 ms without a pause, so that nothing can be promised.
  */
 int usermm_check(usermm_device *device, uint64_t seen, enum usermm_probe probe);
 

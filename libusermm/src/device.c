@@ -11,7 +11,8 @@
 
 #define SHUT_DOWN UINT64_MAX
 #define REGIONS_PER_LOCK 64
-#define QUIET_WAIT_S 1
+#define CHECK_WAIT_NS 100000000   /* an answer of "changed" costs the caller a registration */
+#define REGISTER_WAIT_NS 1000000 /* going on costs at most an event from before */
 
 int um_device_state(const usermm_device *device) {
     uint64_t epoch = atomic_load(&device->epoch);
@@ -105,36 +106,42 @@ void usermm_close(usermm_device *device) {
     free_device(device);
 }
 
-/* Bounded, since other threads may unmap watched memory without pause. `seen` moving on ends it early. */
-static int wait_until_quiet(const usermm_device *device, uint64_t seen, enum usermm_probe probe) {
-    struct timespec now, until = {0};
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/*
+ * Bounded: while several threads do nothing but discard watched memory there is no quiet moment at all, and the kernel
+ * does not tell whose change is under way. `seen` moving on ends it early.
+ */
+static int wait_until_quiet(const usermm_device *device, uint64_t seen, int64_t limit_ns) {
+    int64_t deadline_ns = 0;
     for (unsigned attempt = 0;; attempt++) {
         int busy = um_probe();
         if (busy <= 0 || atomic_load(&device->generation) != seen)
             return busy;
-        if (probe == USERMM_PROBE_TRY)
+        if (limit_ns == 0)
             return -EAGAIN;
         um_backoff(attempt);
-        if (attempt % 256 != 255)
-            continue;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        if (until.tv_sec == 0)
-            until = (struct timespec){now.tv_sec + QUIET_WAIT_S, now.tv_nsec};
-        else if (now.tv_sec > until.tv_sec || (now.tv_sec == until.tv_sec && now.tv_nsec > until.tv_nsec))
+        if (deadline_ns == 0)
+            deadline_ns = now_ns() + limit_ns;
+        else if (now_ns() > deadline_ns)
             return busy;
     }
 }
 
-/* 0 quiet, 1 not, or a negative errno. A descriptor that is not ours any more fails the monitor. */
-static int quiesce(const usermm_device *device, uint64_t seen, enum usermm_probe probe) {
+/* 0 quiet, 1 not, -EAGAIN not and no time to wait, or another errno. A descriptor that is not ours any more fails the monitor. */
+static int quiesce(const usermm_device *device, uint64_t seen, int64_t limit_ns) {
     int state = um_device_state(device);
     if (state)
         return state;
 #ifdef USERMM_WITHOUT_PROBE
-    (void)seen, (void)probe, (void)wait_until_quiet;
+    (void)seen, (void)limit_ns, (void)wait_until_quiet;
     return 0;
 #else
-    int busy = wait_until_quiet(device, seen, probe);
+    int busy = wait_until_quiet(device, seen, limit_ns);
     if (busy >= 0 || busy == -EAGAIN)
         return busy;
     if (um_device_state(device) == 0)
@@ -154,7 +161,8 @@ int usermm_generation(usermm_device *device, uint64_t *ret_generation) {
 
 int usermm_check(usermm_device *device, uint64_t seen, enum usermm_probe probe) {
     uint64_t generation;
-    int busy = probe == USERMM_PROBE_NONE ? 0 : quiesce(device, seen, probe);
+    int64_t limit_ns = probe == USERMM_PROBE_WAIT ? CHECK_WAIT_NS : 0;
+    int busy = probe == USERMM_PROBE_NONE ? 0 : quiesce(device, seen, limit_ns);
     int result = busy < 0 ? busy : usermm_generation(device, &generation);
     return result ? result : !busy && generation == seen;
 }
@@ -195,7 +203,7 @@ static int withdraw(usermm_device *device, uint64_t cookie, uint64_t serial) {
  * Once inserted the region belongs to the device: another thread may unregister it, so only its serial is kept.
  */
 int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_t cookie, unsigned flags) {
-    int result = quiesce(device, atomic_load(&device->generation), USERMM_PROBE_WAIT);
+    int result = quiesce(device, atomic_load(&device->generation), REGISTER_WAIT_NS);
     if (result < 0)
         return result;
     atomic_store(&device->used, true);

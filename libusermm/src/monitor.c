@@ -245,6 +245,7 @@ static int start(void) {
     um_monitor.maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC); /* optional: without it maps are read as text */
     um_monitor.failure = 0;
     um_monitor.descriptors_lost = false;
+    um_monitor.process = getpid();
     um_monitor.epoch++;
     atomic_store(&um_monitor.page->epoch, um_monitor.epoch);
     result = um_monitor.stop_fd < 0 ? -errno : start_reader();
@@ -275,11 +276,11 @@ static void stop(void) {
 int um_monitor_join(usermm_device *device) {
     sigset_t saved;
     pthread_mutex_lock(&lifecycle);
-    /* A child made without fork()'s handlers finds its page wiped but its variables full. */
-    if (um_monitor.page && um_monitor.open_devices && !um_monitor.failure &&
-        atomic_load(&um_monitor.page->epoch) != um_monitor.epoch)
-        in_child();
+    if (um_monitor.open_devices && um_monitor.process != getpid())
+        in_child(); /* made by a bare clone, past fork's handlers */
+    um_lock(&saved);
     int result = um_monitor.failure && um_monitor.open_devices ? -EIO : 0;
+    um_unlock(&saved);
     if (result == 0 && um_monitor.open_devices == 0)
         result = start();
     if (result == 0) {

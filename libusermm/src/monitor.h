@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "tree.h"
 #include "usermm.h"
@@ -25,6 +26,7 @@ struct um_monitor {
     int stop_fd, maps_fd; /* maps_fd may be absent while running */
     pthread_t reader;
     uint64_t epoch; /* of the latest start */
+    pid_t process;  /* that started it */
     unsigned open_devices;
     int failure;                       /* the errno of the first unexpected thing, 0 while all is well */
     bool descriptors_lost;             /* somebody closed ours: their numbers may be other files by now, touch none */

@@ -33,7 +33,7 @@ class Device:
 
         With `probe` (one system call) a change that another thread is still inside counts too: an address that it gave
         back and that was handed out again is never taken for the old one. Without, the answer is exact for all calls
-        that have returned. False can also mean that other threads unmapped watched memory for a second without pause.
+        that have returned. False can also mean that other threads discarded watched memory for 100 ms without pause.
         """
 
     def watch(self, start: int, end: int, cookie: int | None, flags: int, /) -> int:

@@ -1,0 +1,200 @@
+/*
+ * Registering while other threads unmap: quiet, insert, watch, in this order.
+ *
+ * Properties
+ *   nothing missed     a change of the memory after it was watched is reported, whether usermm_register returned or not
+ *   nothing from before   the unmapping that made the address free is not reported for the region
+ *   nothing left       after a failed watch the region is gone, and a region of the same cookie that another thread put in
+ *                      its place meanwhile is not
+ *
+ * Steps and the code they stand for:
+ *   registrar   mmap gets the address that `before` freed; usermm_register: quiesce, um_settle, insert, um_watch, withdraw
+ *   before      munmap of the old memory there, which an earlier region left watched
+ *   later       munmap of the new memory at any moment, then usermm_check of its own (um_settle)
+ *   bystander   munmap of another region of the same device: moves the generation, nothing else
+ *   successor   unregisters the cookie and registers it again
+ *   reader      reader(): poll, begin(), drain(), finish(); um_queue_notify finds the region, or not
+ *
+ * Without a protection (each must give an error):
+ *   -DWITHOUT_QUIET        no quiesce
+ *   -DWITHOUT_SETTLE       no um_settle: quiet only says that the message was read
+ *   -DLEAVES_EARLY         quiesce as usermm_check needs it: ended by a moved generation, which says nothing here
+ *   -DWATCH_FIRST          um_watch before insert
+ *   -DNO_WITHDRAW          a failed watch just returns
+ *   -DWITHDRAW_BY_COOKIE   withdraw without the serial
+ * A limit of userfaultfd itself (gives an error too, and nothing in user space cures it):
+ *   -DDISCARD              `later` calls madvise(MADV_DONTNEED): its message comes before the pages go, and mmap_changing is
+ *                          lowered before, too. Who registers in between sees quiet, and then loses pages unreported.
+ */
+mtype = { NOBODY, OURS, THEIRS };
+#define BEFORE 0
+#define LATER 1
+#define BYSTANDER 2
+#define SENDERS 3
+
+byte word, generation, changing;
+bool queued[SENDERS], taken[SENDERS];
+bool mapped = true, watched = true; /* the old memory, watched by an earlier region */
+mtype region = NOBODY;              /* whose region has the cookie */
+bool is_new;                        /* the registrar's mmap is done */
+bool promised;                      /* its um_watch, too */
+bool reported;
+bool succeeded_by_other;
+
+inline settle() {
+    w = word;
+    if
+    :: w % 2 == 1 -> word != w
+    :: else
+    fi
+}
+
+inline tell(me) {
+    queued[me] = true;
+    !queued[me];
+    changing--
+}
+
+active proctype before() {
+    atomic { mapped = false; watched = false; changing++ };
+    tell(BEFORE)
+}
+
+active proctype bystander() {
+    changing++;
+    tell(BYSTANDER)
+}
+
+active proctype later() {
+    byte w;
+    bool was_watched, was_promised;
+#ifdef DISCARD
+end:
+    atomic { is_new && watched -> changing++ };
+    tell(LATER);
+    was_promised = promised; /* the pages go now */
+#else
+    atomic {
+        is_new -> mapped = false;
+        was_watched = watched;
+        was_promised = promised;
+        watched = false;
+        if
+        :: was_watched -> changing++
+        :: else
+        fi
+    };
+    if
+    :: was_watched -> tell(LATER)
+    :: else
+    fi;
+#endif
+    settle();
+    assert(!was_promised || reported || succeeded_by_other)
+}
+
+active proctype successor() {
+end:
+    atomic { region == OURS -> region = THEIRS; succeeded_by_other = true }
+}
+
+inline quiet() {
+#ifdef WITHOUT_QUIET
+    skip;
+#else
+    seen = generation;
+#ifdef LEAVES_EARLY
+    changing == 0 || generation != seen;
+#else
+    changing == 0;
+#endif
+#endif
+#ifndef WITHOUT_SETTLE
+    settle()
+#else
+    skip
+#endif
+}
+
+inline watch() {
+    atomic {
+        if
+        :: mapped -> watched = true; promised = true
+        :: mapped -> failed = true  /* -EBUSY, -ENOMEM, -EOPNOTSUPP */
+        :: !mapped -> failed = true /* -EFAULT: a hole */
+        fi
+    }
+}
+
+inline withdraw() {
+#ifdef WITHDRAW_BY_COOKIE
+    region = NOBODY
+#elif defined(NO_WITHDRAW)
+    skip
+#else
+    atomic {
+        if
+        :: region == OURS -> region = NOBODY
+        :: else
+        fi
+    }
+#endif
+}
+
+active proctype registrar() {
+    byte seen, w;
+    bool failed;
+    atomic {
+        !mapped -> mapped = true;
+        is_new = true;
+        if
+        :: watched = true /* another device registered it already */
+        :: skip
+        fi
+    };
+    quiet();
+#ifdef WATCH_FIRST
+    watch();
+    region = OURS;
+#else
+    region = OURS;
+    watch();
+#endif
+    if
+    :: failed -> withdraw(); assert(region != OURS)
+    :: else
+    fi;
+    assert(!succeeded_by_other || region == THEIRS)
+}
+
+inline notify(from) {
+    if
+    :: from == BYSTANDER || region == NOBODY -> skip
+    :: else -> assert(from != BEFORE); reported = true
+    fi;
+    generation++
+}
+
+active proctype reader() {
+    byte i;
+end:
+    do
+    :: queued[0] || queued[1] || queued[2] ->
+        word++;
+        i = 0;
+        do
+        :: queued[0] -> atomic { taken[0] = true; queued[0] = false }; i = 1
+        :: queued[1] -> atomic { taken[1] = true; queued[1] = false }; i = 1
+        :: queued[2] -> atomic { taken[2] = true; queued[2] = false }; i = 1
+        :: i > 0 -> break
+        od;
+        for (i : 0 .. SENDERS - 1) {
+            if
+            :: taken[i] -> atomic { notify(i); taken[i] = false } /* with the lock held */
+            :: else
+            fi
+        }
+        i = 0;
+        word++
+    od
+}
