@@ -25,7 +25,7 @@ def run(programs: Programs, effort: Effort) -> Result:
             for count in COUNTS
             for language in LANGUAGES
         }
-        operations = effort.operations(2000)
+        operations = effort.operations(5000)
         subjects = {f"{language} {count}": worker.subject(operations) for (language, count), worker in workers.items()}
         lines = interleave(subjects, effort.rounds)
     measured = []
@@ -50,9 +50,9 @@ def run(programs: Programs, effort: Effort) -> Result:
         compared,
         [
             "Regions are single pages, four pages apart inside one mapping, in random order. Only the pair is timed.",
-            "A new page makes the kernel split a mapping; but at 100,000 regions, where vm.max_map_count forbids it,"
-            " usermm watches the whole mapping. ioctl: UFFDIO_REGISTER alone, with a page of the same kind.",
-            "untouched: no page of the mapping was ever written, for which the kernel splits it sooner.",
+            "A new page makes the kernel split a mapping. ioctl: UFFDIO_REGISTER alone, with a page of the same kind.",
+            "untouched: no page of the mapping was ever written, so the kernel splits it sooner."
+            " Every few thousandth registration counts the process's mappings; its cost is spread over all rows.",
             "In 1,000 / 1 and 100,000 / 1, logarithmic growth from one region on would be a factor of 11 and 18.",
         ],
     )

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.register_worker REGIONS``: c/register.c from Python, its first three columns, loop included."""
+"""``python -m benchmarks.register_worker REGIONS``: the first three columns of c/register.c, from Python."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from usermm import Ummunotify
 
 SPREAD = 4
 """One page in so many is registered, so that no two regions touch."""
+LARGEST_BATCH = 1000
 _libc = ctypes.CDLL(None)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Scatter:
-    """Pages inside one new mapping, in random order, between two inaccessible pages so that it merges with no neighbour."""
+    """Pages inside one new mapping, in random order. Inaccessible pages keep it from merging with neighbours."""
 
     def __init__(self, count: int, touched: bool) -> None:
         pages = count * SPREAD
@@ -34,13 +35,28 @@ class Scatter:
         self.ranges = [(first + index * PAGE_BYTES, first + (index + 1) * PAGE_BYTES) for index in indices]
 
 
-def pair_ns(device: Ummunotify, ranges: list[tuple[int, int]]) -> float:
+def pairs_ns(device: Ummunotify, ranges: list[tuple[int, int]]) -> int:
     """Time of register_range and unregister of each range."""
     register, unregister = device.register_range, device.unregister
     before_ns = time.perf_counter_ns()
     for start, end in ranges:
         unregister(register(start, end))
-    return (time.perf_counter_ns() - before_ns) / len(ranges)
+    return time.perf_counter_ns() - before_ns
+
+
+def measure(device: Ummunotify, count: int) -> list[int]:
+    """In batches of many sizes, as in C."""
+    sums_ns = [0, 0, 0]
+    left = count
+    while left:
+        batch = min(left, random.randrange(LARGEST_BATCH // 2, LARGEST_BATCH))
+        left -= batch
+        used, untouched = Scatter(batch, touched=True), Scatter(batch, touched=False)
+        for index, pages in enumerate((used, untouched, used)):
+            sums_ns[index] += pairs_ns(device, pages.ranges)
+        used.memory.close()
+        untouched.memory.close()
+    return sums_ns
 
 
 def main() -> None:
@@ -50,11 +66,8 @@ def main() -> None:
         for start, end in others.ranges:
             device.register_range(start, end)
         for line in sys.stdin:
-            used, untouched = Scatter(int(line), touched=True), Scatter(int(line), touched=False)
-            times_ns = [pair_ns(device, pages.ranges) for pages in (used, untouched, used)]
-            print(*(f"{time_ns:.1f}" for time_ns in times_ns), flush=True)
-            used.memory.close()
-            untouched.memory.close()
+            count = int(line)
+            print(*(f"{sum_ns / count:.1f}" for sum_ns in measure(device, count)), flush=True)
 
 
 if __name__ == "__main__":

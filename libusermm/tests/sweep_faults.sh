@@ -21,7 +21,17 @@ for test in "$@"; do
             failures=$((failures + 1))
         fi
     done
-    echo "# $test: every call failed once, up to $limit of a kind"
+    for every in 2 3 5 7 11 17 29; do # of all kinds together
+        USERMM_FAULT_EVERY=$every "$test" >/dev/null 2>/tmp/sweep.$$
+        status=$?
+        runs=$((runs + 1))
+        if [ $status -ne 0 ]; then
+            echo "$test fails with status $status when every ${every}th call fails:"
+            cat /tmp/sweep.$$
+            failures=$((failures + 1))
+        fi
+    done
+    echo "# $test: each call failed once, up to $limit of a kind, and every n-th of all"
 done
 rm -f /tmp/sweep.$$
 echo "# $runs runs, $failures failures"

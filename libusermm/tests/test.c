@@ -26,21 +26,23 @@ static atomic_bool fault_fired;
 #ifdef USERMM_FAULT_INJECTION
 #include "../src/sys.h"
 
-static atomic_long calls_left = -1;
+static const char *only;
+static long fail_at, fail_every;
+static atomic_long calls;
 
-/* USERMM_FAULT_AT=n fails the n-th call that can fail, and USERMM_FAULT_CALL limits that to one kind of call. */
+/* Before any thread: USERMM_FAULT_AT=n fails the n-th call, USERMM_FAULT_EVERY=n every n-th; _CALL says of which kind. */
+__attribute__((constructor)) static void read_environment(void) {
+    const char *at = getenv("USERMM_FAULT_AT"), *every = getenv("USERMM_FAULT_EVERY");
+    only = getenv("USERMM_FAULT_CALL");
+    fail_at = at ? atol(at) : 0;
+    fail_every = every ? atol(every) : 0;
+}
+
 bool um_fault(const char *call) {
-    static const char *only;
-    static atomic_bool ready;
-    if (!atomic_load(&ready)) {
-        const char *at = getenv("USERMM_FAULT_AT");
-        only = getenv("USERMM_FAULT_CALL");
-        atomic_store(&calls_left, at ? atol(at) : -1);
-        atomic_store(&ready, true);
-    }
-    if (atomic_load(&calls_left) <= 0 || (only && strcmp(only, call) != 0))
+    if (only && strcmp(only, call) != 0)
         return false;
-    if (atomic_fetch_sub(&calls_left, 1) != 1)
+    long number = atomic_fetch_add(&calls, 1) + 1;
+    if (number != fail_at && !(fail_every && number % fail_every == 0))
         return false;
     atomic_store(&fault_fired, true);
     return true;
