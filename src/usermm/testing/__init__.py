@@ -13,7 +13,7 @@ A `ModelDevice` has the methods of `usermm.Ummunotify` that make sense without m
 be given a model and made to meet every order of events, without a kernel's permission and without luck.
 """
 
-from .address_space import (
+from usermm.testing.address_space import (
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
     MADV_FREE,
@@ -23,9 +23,9 @@ from .address_space import (
     MREMAP_MAYMOVE,
     AddressSpace,
 )
-from .device import ModelDevice
-from .mappings import PAGE_BYTES, Mapping
-from .notifications import Cause, Flavour, Listener, Notification
+from usermm.testing.device import ModelDevice
+from usermm.testing.mappings import PAGE_BYTES, Mapping
+from usermm.testing.notifications import Cause, Flavour, Listener, Notification
 
 __all__ = [
     "MADV_DONTNEED",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import mmap as _mmap
 
-from ..errors import from_errno
-from .mappings import PAGE_BYTES, Mapping, Mappings, page_ceiling, page_floor
-from .notifications import Cause, Flavour, Listener, Notification
+from usermm.errors import from_errno
+from usermm.testing.mappings import PAGE_BYTES, Mapping, Mappings, page_ceiling, page_floor
+from usermm.testing.notifications import Cause, Flavour, Listener, Notification
 
 MREMAP_MAYMOVE = 1
 MREMAP_FIXED = 2

@@ -9,13 +9,13 @@ import select
 import threading
 from typing import Self
 
-from ..errors import ArgumentError, ArgumentTypeError, from_errno
-from ..uapi import ummunot, ummunotify
-from ..ummunotify.events import Event
-from .address_space import AddressSpace
-from .layouts import BytesLike, check_size, copy_in, copy_out, pack
-from .notifications import Notification
-from .regions import Regions
+from usermm.errors import ArgumentError, ArgumentTypeError, from_errno
+from usermm.testing.address_space import AddressSpace
+from usermm.testing.layouts import BytesLike, check_size, copy_in, copy_out, pack
+from usermm.testing.notifications import Notification
+from usermm.testing.regions import Regions
+from usermm.uapi import ummunot, ummunotify
+from usermm.ummunotify.events import Event
 
 _COOKIE_LIMIT = 1 << 64
 _ADDRESS_LIMIT = 1 << 63

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import ArgumentError, ArgumentTypeError, from_errno
-from ..uapi import ummunotify
-from ..uapi._ioctl import ioctl_size
-from ..ummunotify.events import Event, Invalidation
+from usermm.errors import ArgumentError, ArgumentTypeError, from_errno
+from usermm.uapi import ummunotify
+from usermm.uapi._ioctl import ioctl_size
+from usermm.ummunotify.events import Event, Invalidation
 
 BytesLike = bytes | bytearray | memoryview
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 
-from ..errors import CookieError
-from ..ummunotify.events import Event, Invalidation, Last
+from usermm.errors import CookieError
+from usermm.ummunotify.events import Event, Invalidation, Last
 
 
 @dataclasses.dataclass(eq=False)

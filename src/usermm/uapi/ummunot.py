@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 
-from . import ummunotify
-from ._ioctl import _IOW, _IOWR
+from usermm.uapi import ummunotify
+from usermm.uapi._ioctl import _IOW, _IOWR
 
 DEVICE_PATH = "/dev/ummunot"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from ._ioctl import _IOW, _IOWR
+from usermm.uapi._ioctl import _IOW, _IOWR
 
 DEVICE_PATH = "/dev/ummunotify"
 
