@@ -57,7 +57,7 @@ class Effort:
         return max(1, round(full * self.share))
 
 
-FULL = Effort(rounds=81, share=1.0)
+FULL = Effort(rounds=61, share=1.0)
 QUICK = Effort(rounds=3, share=0.02)
 
 

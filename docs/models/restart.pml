@@ -11,7 +11,7 @@
  *   reader(1), reader(2)   reader(): poll, begin(), drain(), finish(), release_watches(), of the old and the new monitor
  *   old_user    munmap of memory that the old userfaultfd still watches
  *   new_user    munmap of memory that the new one watches, then usermm_check(USERMM_PROBE_NONE)
- *   late        a call on the old device that met a lost descriptor and gets to um_monitor_fail only now
+ *   late        usermm_register on the old device: um_watch met EBADF and gets to um_monitor_fail only now
  *   stranger    close(2) of our number, at most once and before the start
  * Properties
  *   new_user's check never answers "unchanged"
@@ -112,7 +112,6 @@ end_asleep:
             queued[me] = false;
             lock(); generation[me]++; unlock();
             word++
-        :: number == me && !(ready && queued[me]) -> word++
         fi;
         ready = false
     od;
@@ -121,7 +120,7 @@ end_asleep:
 #ifdef RELEASES_ANY_EPOCH
     mine = !lost;
 #else
-    mine = !lost && number == me; /* the code compares um_monitor.epoch, which start() and a detaching stop() change */
+    mine = !lost && number == me; /* its own epoch's descriptor, not whatever has the number */
 #endif
     unlock();
     if

@@ -114,7 +114,8 @@ static int64_t now_ns(void) {
 
 /*
  * Bounded: while several threads do nothing but discard watched memory there is no quiet moment at all, and the kernel
- * does not tell whose change is under way. `seen` moving on ends it early.
+ * does not tell whose change is under way. `seen` moving on ends it early: that answers a check, and costs a
+ * registration no more than the limit does.
  */
 static int wait_until_quiet(const usermm_device *device, uint64_t seen, int64_t limit_ns) {
     int64_t deadline_ns = 0;
@@ -132,6 +133,12 @@ static int wait_until_quiet(const usermm_device *device, uint64_t seen, int64_t 
     }
 }
 
+/* The descriptor is not our userfaultfd: the device was shut down meanwhile, or the monitor has to fail. */
+static int lost(const usermm_device *device, int result) {
+    um_monitor_fail(atomic_load(&device->epoch), -result);
+    return um_device_state(device);
+}
+
 /* 0 quiet, 1 not, -EAGAIN not and no time to wait, or another errno. A descriptor that is not ours any more fails the monitor. */
 static int quiesce(const usermm_device *device, uint64_t seen, int64_t limit_ns) {
     int state = um_device_state(device);
@@ -142,21 +149,17 @@ static int quiesce(const usermm_device *device, uint64_t seen, int64_t limit_ns)
     return 0;
 #else
     int busy = wait_until_quiet(device, seen, limit_ns);
-    if (busy >= 0 || busy == -EAGAIN)
-        return busy;
-    if (um_device_state(device) == 0)
-        um_monitor_fail(-busy);
-    return um_device_state(device);
+    return busy >= 0 || busy == -EAGAIN ? busy : lost(device, busy);
 #endif
 }
 
 int usermm_generation(usermm_device *device, uint64_t *ret_generation) {
     um_settle();
-    int state = um_device_state(device);
-    if (state)
-        return state;
-    *ret_generation = atomic_load(&device->generation);
-    return 0;
+    uint64_t generation = atomic_load(&device->generation);
+    int state = um_device_state(device); /* after the load: a failure ends the epoch before it moves the generation */
+    if (state == 0)
+        *ret_generation = generation;
+    return state;
 }
 
 int usermm_check(usermm_device *device, uint64_t seen, enum usermm_probe probe) {
@@ -224,7 +227,7 @@ int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_
     result = um_watch(start, end, flags);
     if (result)
         withdraw(device, cookie, serial);
-    return result;
+    return result == -EBADF || result == -ENOTTY ? lost(device, result) : result;
 }
 
 int usermm_unregister(usermm_device *device, uint64_t cookie) {

@@ -55,7 +55,7 @@ void um_queue_remove(struct um_region *region);
 /* Copies `size` bytes to a pointer of the caller. 0 or -EFAULT. */
 int um_copy_out(void *theirs, const void *mine, size_t size);
 
-/* Makes [start, end) report to the monitor. See usermm_register for flags and errors. */
+/* Makes [start, end) report to the monitor. As usermm_register, and -EBADF or -ENOTTY: the descriptor is not ours. */
 int um_watch(uint64_t start, uint64_t end, unsigned flags);
 
 #endif

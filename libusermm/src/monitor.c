@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/eventfd.h>
 #include <time.h>
 
 #include "device.h"
@@ -14,9 +13,10 @@
 
 #define MESSAGES_PER_READ 16
 #define READER_STACK_BYTES (512 * 1024)
+#define LOOK_AGAIN_MS 1000
 
 struct um_monitor um_monitor = {
-    .uffd = -1, .stop_fd = -1, .maps_fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER,
+    .uffd = -1, .maps_fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER,
 };
 
 /* Starting and stopping. The reader never takes it, so it may be held over allocations. */
@@ -76,7 +76,7 @@ static void fail(int reason) {
     if (um_monitor.failure)
         return;
     um_monitor.failure = reason;
-    um_monitor.descriptors_lost = means_lost(reason);
+    um_monitor.descriptors_lost = means_lost(reason) || means_lost(-um_probe());
     atomic_store(&um_monitor.page->epoch, 0);
     for (usermm_device *device = um_monitor.devices; device; device = device->next) {
         um_queue_advance(device);
@@ -85,10 +85,11 @@ static void fail(int reason) {
     }
 }
 
-void um_monitor_fail(int reason) {
+void um_monitor_fail(uint64_t epoch, int reason) {
     sigset_t saved;
     um_lock(&saved);
-    fail(reason);
+    if (atomic_load(&um_monitor.page->epoch) == epoch)
+        fail(reason);
     um_unlock(&saved);
 }
 
@@ -143,54 +144,59 @@ static void finish(int result) {
     atomic_fetch_add(&um_monitor.page->in_flight, 1);
 }
 
-/* Lets all waiting threads go. The number stays taken, so nobody's later file can be mistaken for it. */
-static void release_watches(int uffd, int stop_fd) {
-    pthread_mutex_lock(&um_monitor.lock);
-    bool ours = !um_monitor.descriptors_lost;
-    pthread_mutex_unlock(&um_monitor.lock);
-    if (ours)
-        dup3(stop_fd, uffd, O_CLOEXEC);
+/*
+ * Lets all waiting threads go. Another file takes the number until the monitor stops, so that a call which has just
+ * loaded it reaches no stranger's. A descriptor that is not ours any more is left alone: the file ends with our poll.
+ */
+static void release_watches(int uffd) {
+    if (!means_lost(-um_probe()) && dup3(um_monitor.maps_fd, uffd, O_CLOEXEC) < 0)
+        close(uffd);
 }
 
 /*
  * The reader. It never takes the interpreter's lock, allocates, frees or unmaps; all signals are blocked, so no handler
  * runs here. Even its exit must come after the release: a thread's end discards its stack, which may be watched.
+ *
+ * The limit on poll is for strangers: poll keeps the file alive but looks its number up anew, so with another file in
+ * our number a message wakes it in vain, and whoever sent it would wait for ever.
  */
 static void *reader(void *argument) {
     uint64_t epoch = (uint64_t)(uintptr_t)argument;
-    pthread_mutex_lock(&um_monitor.lock);
-    int uffd = um_monitor.uffd, stop_fd = um_monitor.stop_fd;
-    pthread_mutex_unlock(&um_monitor.lock);
-    struct pollfd fds[2] = {{.fd = uffd, .events = POLLIN}, {.fd = stop_fd, .events = POLLIN}};
-    int result = 0;
-    while (result == 0) {
-        int ready = um_sys_poll(fds, 2, -1);
+    struct pollfd fd = {.fd = um_monitor.uffd, .events = POLLIN};
+    for (int result = 0; result == 0;) {
+        int ready = um_sys_poll(&fd, 1, LOOK_AGAIN_MS);
         int number = errno;
         if (!begin(epoch))
             break; /* stopped or failed */
-        if (ready < 0)
-            result = number == EINTR ? 0 : -number;
-        else if (fds[1].revents || fds[0].revents & ~POLLIN)
-            result = -EBADF; /* nobody stops a living epoch: somebody closed or replaced our descriptors */
-        else if (fds[0].revents)
-            result = drain(uffd);
+        if (ready >= 0)
+            result = drain(fd.fd);
+        else if (number != EINTR)
+            result = -number;
         finish(result);
     }
-    release_watches(uffd, stop_fd);
+    release_watches(fd.fd);
     return NULL;
 }
 
 static void close_descriptors(void) {
-    int fds[] = {atomic_exchange(&um_monitor.uffd, -1), um_monitor.stop_fd, um_monitor.maps_fd};
-    um_monitor.stop_fd = um_monitor.maps_fd = -1;
-    for (int i = 0; i < 3; i++)
+    int fds[] = {atomic_exchange(&um_monitor.uffd, -1), um_monitor.maps_fd};
+    um_monitor.maps_fd = -1;
+    for (int i = 0; i < 2; i++)
         if (fds[i] >= 0 && !um_monitor.descriptors_lost)
             close(fds[i]);
+}
+
+/* A watched page whose unmapping wakes the reader for the last time. */
+static void ring_doorbell(void) {
+    if (um_monitor.doorbell)
+        munmap(um_monitor.doorbell, (size_t)sysconf(_SC_PAGESIZE));
+    um_monitor.doorbell = NULL;
 }
 
 /* A child has no reader, and its copies of the descriptors would keep the parent's threads waiting. */
 static void in_child(void) {
     close_descriptors();
+    ring_doorbell(); /* not watched here */
     um_monitor.open_devices = 0;
     um_monitor.failure = 0;
     um_monitor.regions = NULL; /* the parent's; not freed, another thread may have been changing them */
@@ -233,25 +239,44 @@ static int start_reader(void) {
     return result ? -ENOMEM : 0;
 }
 
+/* /proc/self/maps for questions about mappings, and a placeholder for release_watches; where there is no /proc, only that. */
+static int open_maps(void) {
+    int fd = um_fault("open") ? um_sys_fail(EMFILE) : open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    um_monitor.maps_fd = fd >= 0 || errno == EMFILE || errno == ENFILE ? fd : open("/", O_PATH | O_CLOEXEC);
+    return um_monitor.maps_fd < 0 ? -errno : 0;
+}
+
+static int hang_doorbell(void) {
+    size_t size = (size_t)sysconf(_SC_PAGESIZE);
+    void *page = um_fault("mmap") ? MAP_FAILED : mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return -ENOMEM;
+    um_monitor.doorbell = page;
+    struct uffdio_register request = {.range = {(uintptr_t)page, size}, .mode = UFFDIO_REGISTER_MODE_WP};
+    return um_sys_ioctl(um_monitor.uffd, UFFDIO_REGISTER, &request) ? -errno : 0;
+}
+
 static int start(void) {
-    int result = prepare_once();
-    int uffd;
+    int uffd, result = prepare_once();
     if (result == 0)
         result = um_userfaultfd_open(&uffd);
     if (result)
         return result;
     atomic_store(&um_monitor.uffd, uffd);
-    um_monitor.stop_fd = um_fault("eventfd") ? um_sys_fail(EMFILE) : eventfd(0, EFD_CLOEXEC);
-    um_monitor.maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC); /* optional: without it maps are read as text */
     um_monitor.failure = 0;
     um_monitor.descriptors_lost = false;
     um_monitor.process = getpid();
     um_monitor.epoch++;
+    result = open_maps();
+    if (result == 0)
+        result = hang_doorbell();
     atomic_store(&um_monitor.page->epoch, um_monitor.epoch);
-    result = um_monitor.stop_fd < 0 ? -errno : start_reader();
+    if (result == 0)
+        result = start_reader();
     if (result) {
         atomic_store(&um_monitor.page->epoch, 0);
-        close_descriptors();
+        close_descriptors(); /* before the doorbell: nobody would read its message */
+        ring_doorbell();
     }
     return result;
 }
@@ -260,16 +285,11 @@ static void stop(void) {
     sigset_t saved;
     um_lock(&saved);
     atomic_store(&um_monitor.page->epoch, 0); /* from here on the reader begins nothing */
-    if (!um_monitor.failure) /* after a failure the number may hold the placeholder of release_watches */
+    if (!um_monitor.failure)                  /* after a failure the number may hold the placeholder */
         um_monitor.descriptors_lost = means_lost(-um_probe());
     um_unlock(&saved);
-    uint64_t one = 1;
-    if (!um_monitor.descriptors_lost && write(um_monitor.stop_fd, &one, sizeof one) == sizeof one) {
-        pthread_join(um_monitor.reader, NULL);
-    } else {
-        um_settle(); /* it sleeps on files that nobody else can reach; when it wakes, it ends */
-        pthread_detach(um_monitor.reader);
-    }
+    ring_doorbell();
+    pthread_join(um_monitor.reader, NULL);
     close_descriptors();
 }
 

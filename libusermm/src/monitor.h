@@ -22,8 +22,9 @@ struct um_page {
 
 struct um_monitor {
     struct um_page *page;
-    _Atomic int uffd;     /* -1 when absent, as the next two; atomic: a check may race with the last close */
-    int stop_fd, maps_fd; /* maps_fd may be absent while running */
+    _Atomic int uffd; /* -1 when absent, as the next; atomic: a check may race with the last close */
+    int maps_fd;
+    void *doorbell; /* a watched page: unmapping it wakes the reader */
     pthread_t reader;
     uint64_t epoch; /* of the latest start */
     pid_t process;  /* that started it */
@@ -50,8 +51,11 @@ int um_monitor_join(usermm_device *device);
 /* Removes it, stopping the monitor after the last one. */
 void um_monitor_leave(usermm_device *device);
 
-/* Fails closed: every generation moves, every device answers -EIO. Safe to call from anywhere, more than once. */
-void um_monitor_fail(int reason);
+/*
+ * Fails closed: every generation moves, every device answers -EIO. Safe to call from anywhere, more than once; `epoch`
+ * is the caller's device's, so that a late caller cannot fail the monitor's next life.
+ */
+void um_monitor_fail(uint64_t epoch, int reason);
 
 /* Waits until every message that was read before this call has been applied. */
 void um_settle(void);

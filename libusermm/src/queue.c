@@ -132,16 +132,16 @@ ssize_t usermm_read(usermm_device *device, void *buffer, size_t size) {
     unsigned capacity = size / sizeof *events < UM_EVENTS_PER_READ ? (unsigned)(size / sizeof *events)
                                                                    : UM_EVENTS_PER_READ;
     um_settle();
-    int state = um_device_state(device);
-    if (state)
-        return state;
-    atomic_store(&device->used, true);
     um_lock(&saved);
-    bool readable = device->first_queued || device->last_owed;
-    unsigned count = readable && capacity ? take(device, events, capacity) : 0;
+    int result = um_device_state(device);
+    if (result == 0) {
+        atomic_store(&device->used, true);
+        result = device->first_queued || device->last_owed ? 0 : -EAGAIN;
+    }
+    unsigned count = result == 0 && capacity ? take(device, events, capacity) : 0;
     um_unlock(&saved);
-    if (!readable)
-        return -EAGAIN;
+    if (result)
+        return result;
     size_t bytes = count * sizeof *events;
     return um_copy_out(buffer, events, bytes) ? -EFAULT : (ssize_t)bytes;
 }

@@ -174,10 +174,6 @@ static int watch_pages(uint64_t start, uint64_t end) {
     int result = coarse ? -ENOMEM : watch_range(start, end);
     if (result == -EINVAL || result == -ENOMEM || result == -EPERM)
         result = watch_each(start, end, coarse);
-    if (result == -EBADF || result == -ENOTTY) {
-        um_monitor_fail(-result);
-        result = -EIO;
-    }
     return result;
 }
 

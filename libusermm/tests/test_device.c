@@ -190,6 +190,46 @@ static void a_stranger_in_our_number_is_not_read(void) {
     close_new_descriptors(was_open, 64);
 }
 
+/* poll keeps our file alive but looks at the stranger's, which never gets ready: whoever unmaps must not wait for ever. */
+static void a_silent_stranger_does_not_hang_who_unmaps(void) {
+    bool was_open[64];
+    int silent[2];
+    for (int fd = 0; fd < 64; fd++)
+        was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+    usermm_device *device = test_open(2, O_RDONLY);
+    char *memory = test_map(1);
+    test_register(device, memory, PAGE, 1);
+    CHECK(pipe2(silent, O_CLOEXEC) == 0);
+    usleep(20000);
+    for (int fd = 0; fd < 64; fd++)
+        if (!was_open[fd] && fd != silent[0] && fd != silent[1])
+            dup2(silent[0], fd);
+    munmap(memory, PAGE);
+    uint64_t generation;
+    CHECK(usermm_check(device, 0, USERMM_PROBE_WAIT) == -EIO && usermm_generation(device, &generation) == -EIO);
+    close_new_descriptors(was_open, 64);
+}
+
+/* Closing everything, the device too, and starting again gives the new userfaultfd the old number. */
+static void a_monitor_can_be_started_again_after_a_loss(void) {
+    bool was_open[64];
+    for (int fd = 0; fd < 64; fd++)
+        was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+    usermm_device *device;
+    char *memory = test_map(2);
+    CALL(usermm_open(2, O_RDONLY, &device));
+    uint64_t start = (uintptr_t)memory;
+    int result = usermm_register(device, start, start + PAGE, 1, 0);
+    usleep(20000);
+    close_new_descriptors(was_open, 64);
+    usermm_close(device);
+    CALL(result);
+    device = test_open(2, O_RDONLY);
+    test_register(device, memory + PAGE, PAGE, 1);
+    munmap(memory, 2 * PAGE);
+    CHECK(test_generation(device) == 1);
+}
+
 int main(void) {
     static const struct test tests[] = {
         TEST(reports_an_unmapping),
@@ -201,6 +241,8 @@ int main(void) {
         TEST(bad_pointers_are_errors),
         TEST(a_lost_descriptor_fails_closed),
         TEST(a_stranger_in_our_number_is_not_read),
+        TEST(a_silent_stranger_does_not_hang_who_unmaps),
+        TEST(a_monitor_can_be_started_again_after_a_loss),
     };
     return test_main(tests, sizeof tests / sizeof *tests);
 }
