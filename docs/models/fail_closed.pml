@@ -1,27 +1,31 @@
 /*
  * Failing closed: once a change may go unreported, no check answers "unchanged", and no thread waits for ever.
  *
- * Two things go wrong here, at any moment: the reader meets a message it does not know, and a stranger closes our
- * userfaultfd, after which its number may be another file. A sleeping poll(2) keeps the closed userfaultfd alive, but when it
- * wakes it looks at the number again; only its return lets the userfaultfd, and the threads that wait for it, go.
+ * Three things go wrong here, at any moment: the reader meets a message it does not know; it finds a device's pipe closed;
+ * and a stranger closes our userfaultfd, after which its number may be another file. A sleeping poll(2) keeps the closed
+ * userfaultfd alive, but when it wakes it looks at the number again; only its return lets the userfaultfd, and the threads
+ * that wait for it, go.
  *
  * Steps and the code they stand for:
- *   caller    the system call, then usermm_check: um_device_state, um_probe, um_monitor_fail, usermm_generation
+ *   caller    the system call, then usermm_check: quiesce = um_device_state, wait_until_quiet, lost -> um_monitor_fail; then
+ *             usermm_generation
  *   other     a thread that takes a new generation: usermm_generation
- *   reader    reader(): poll, begin(), drain() = um_probe + read + apply(), finish(), release_watches()
+ *   reader    reader(): poll, begin(), drain() = um_probe + read + apply(), finish() -> fail(), release_watches()
  *   stranger  close(2) of a number that is not its own, then perhaps another file on it, never ready
  * Properties
  *   a check after the own call returned never answers "unchanged"
  *   a generation that the failure made is never handed out: nothing would ever move it again, and a program that compares
  *   the mapped generation calls nothing that could tell it so
+ *   the monitor fails once, and the state says so to whoever met the lost descriptor
  *   nobody waits for ever (no invalid end state)
  * -DWITHOUT_PROBE -DNO_STRANGER, the check by three loads and a reader that fails, has to hold, too.
  *
  * Without a protection (each must give an error):
  *   -DWITHOUT_PROBE      usermm_check(USERMM_PROBE_NONE) beside a stranger: exact only once the reader noticed
  *   -DGENERATION_FIRST   fail() moves the generations, then clears the epoch
- *   -DSTATE_FIRST        usermm_generation looks at the epoch, then loads
+ *   -DSTATE_FIRST        usermm_generation looks at the state, then loads
  *   -DENDLESS_POLL       poll without a time limit: a stranger's silent file on the number keeps the callers asleep
+ *   -DRELEASES_BY_FLAG   release_watches goes by descriptors_lost, which a closed pipe sets, too, and not by a probe
  *   -DEVEN_BEFORE_FAIL -DWITHOUT_PROBE -DNO_STRANGER   finish() makes the word even, then fails
  */
 mtype = { OURS, CLOSED, SILENT };      /* what our number is */
@@ -33,7 +37,7 @@ bool queued;
 byte changing, word, generation;
 bool alive = true;         /* um_page.epoch is that of the devices */
 bool held;                 /* um_monitor.lock */
-bool failure, lost;
+bool failure, lost;        /* um_monitor.failure, descriptors_lost */
 byte made_by_failure;
 
 inline lock() { atomic { !held -> held = true } }
@@ -41,12 +45,12 @@ inline unlock() { held = false }
 
 inline advance() { atomic { generation++; made_by_failure = generation } }
 
-inline fail(is_lost) {
+inline fail(reason_is_lost) {
     if
     :: failure
     :: else ->
         failure = true;
-        lost = is_lost;
+        lost = reason_is_lost || number != OURS;
 #ifdef GENERATION_FIRST
         advance();
         alive = false
@@ -54,6 +58,14 @@ inline fail(is_lost) {
         alive = false;
         advance()
 #endif
+    fi
+}
+
+/* um_monitor_fail with the epoch of the caller's device */
+inline fail_if_alive() {
+    if
+    :: alive -> fail(true)
+    :: else
     fi
 }
 
@@ -74,14 +86,17 @@ inline ask() {
     assert(!ok || made_by_failure == 0 || now != made_by_failure)
 }
 
-inline probe() {
+inline quiesce() {
 #ifdef WITHOUT_PROBE
     skip
 #else
     if
-    :: number != OURS && alive -> lock(); fail(true); unlock()
-    :: number != OURS && !alive
-    :: number == OURS && (changing == 0 || generation != seen)
+    :: !alive
+    :: else ->
+        if
+        :: number == OURS && (changing == 0 || generation != seen)
+        :: number != OURS -> lock(); fail_if_alive(); unlock(); assert(!alive)
+        fi
     fi
 #endif
 }
@@ -107,7 +122,7 @@ active proctype caller() {
         :: sent -> atomic { !queued || released -> queued = false; changing-- }
         :: else
         fi;
-        probe();
+        quiesce();
         ask();
         assert(!ok || now != seen);
         calls++
@@ -177,6 +192,7 @@ inline drain() {
         };
         if
         :: took -> lock(); generation++; unlock()
+        :: took -> lock(); generation++; unlock(); result = INVALID /* -EBADF: the device's pipe */
         :: took -> result = NOTHING /* -EPROTO */
         :: !took
         fi;
@@ -219,10 +235,12 @@ end_blocked:
         finish()
     :: else -> break
     od;
-    lock();
     if
-    :: !lost -> atomic { number = SILENT; released = true } /* dup3 */
+#ifdef RELEASES_BY_FLAG
+    :: !lost -> atomic { number = SILENT; released = true }
+#else
+    :: number == OURS -> atomic { number = SILENT; released = true } /* dup3 */
+#endif
     :: else
-    fi;
-    unlock()
+    fi
 }

@@ -3,12 +3,15 @@
  *
  * Properties
  *   nothing missed     a change of the memory after it was watched is reported, whether usermm_register returned or not
- *   nothing from before   the unmapping that made the address free is not reported for the region
+ *   nothing from before   the unmapping that made the address free is not reported for the region, unless the wait for
+ *                      quiet was cut short: after REGISTER_WAIT_NS or because the generation moved it goes on, which must
+ *                      not cost more than that
  *   nothing left       after a failed watch the region is gone, and a region of the same cookie that another thread put in
  *                      its place meanwhile is not
  *
  * Steps and the code they stand for:
- *   registrar   mmap gets the address that `before` freed; usermm_register: quiesce, um_settle, insert, um_watch, withdraw
+ *   registrar   mmap gets the address that `before` freed; usermm_register: quiesce -> wait_until_quiet, um_settle,
+ *               insert, um_watch, withdraw
  *   before      munmap of the old memory there, which an earlier region left watched
  *   later       munmap of the new memory at any moment, then usermm_check of its own (um_settle)
  *   bystander   munmap of another region of the same device: moves the generation, nothing else
@@ -18,7 +21,6 @@
  * Without a protection (each must give an error):
  *   -DWITHOUT_QUIET        no quiesce
  *   -DWITHOUT_SETTLE       no um_settle: quiet only says that the message was read
- *   -DLEAVES_EARLY         quiesce as usermm_check needs it: ended by a moved generation, which says nothing here
  *   -DWATCH_FIRST          um_watch before insert
  *   -DNO_WITHDRAW          a failed watch just returns
  *   -DWITHDRAW_BY_COOKIE   withdraw without the serial
@@ -39,6 +41,7 @@ mtype region = NOBODY;              /* whose region has the cookie */
 bool is_new;                        /* the registrar's mmap is done */
 bool promised;                      /* its um_watch, too */
 bool reported;
+bool cut_short;                     /* the registrar did not wait for quiet */
 bool succeeded_by_other;
 
 inline settle() {
@@ -102,12 +105,10 @@ inline quiet() {
 #ifdef WITHOUT_QUIET
     skip;
 #else
-    seen = generation;
-#ifdef LEAVES_EARLY
-    changing == 0 || generation != seen;
-#else
-    changing == 0;
-#endif
+    if
+    :: changing == 0
+    :: changing != 0 -> cut_short = true
+    fi;
 #endif
 #ifndef WITHOUT_SETTLE
     settle()
@@ -142,7 +143,7 @@ inline withdraw() {
 }
 
 active proctype registrar() {
-    byte seen, w;
+    byte w;
     bool failed;
     atomic {
         !mapped -> mapped = true;
@@ -170,7 +171,7 @@ active proctype registrar() {
 inline notify(from) {
     if
     :: from == BYSTANDER || region == NOBODY -> skip
-    :: else -> assert(from != BEFORE); reported = true
+    :: else -> assert(from != BEFORE || cut_short); reported = true
     fi;
     generation++
 }

@@ -17,6 +17,8 @@ struct device {
     PyObject_HEAD
     usermm_device *core; /* NULL only when the constructor failed */
     uint64_t next_cookie;
+    uint64_t shown;     /* the generation that was handed out last */
+    PyObject *shown_as; /* and its int: above 256 a new one each time would be a third of the property's price */
     const struct module_state *state; /* alive as long as the type, which keeps its module */
 };
 
@@ -33,6 +35,7 @@ static void device_dealloc(PyObject *self) {
     PyObject_GC_UnTrack(self);
     if (core_of(self))
         usermm_close(core_of(self));
+    Py_XDECREF(((struct device *)self)->shown_as);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
 }
@@ -42,11 +45,30 @@ static int device_traverse(PyObject *self, visitproc visit, void *arg) {
     return 0;
 }
 
-static PyObject *get_generation(PyObject *self, void *closure) {
+__attribute__((flatten)) static PyObject *get_generation(PyObject *self, void *closure) {
     uint64_t generation;
     (void)closure;
     int result = usermm_generation(core_of(self), &generation);
-    return result ? um_raise(state_of(self), result, "generation", NULL) : PyLong_FromUnsignedLongLong(generation);
+    if (result)
+        return um_raise(state_of(self), result, "generation", NULL);
+    struct device *device = (struct device *)self;
+    if (!device->shown_as || device->shown != generation) {
+        PyObject *number = PyLong_FromUnsignedLongLong(generation), *old = device->shown_as;
+        if (!number)
+            return NULL;
+        device->shown = generation;
+        device->shown_as = number;
+        Py_XDECREF(old);
+    }
+    return Py_NewRef(device->shown_as);
+}
+
+/* Most callers ask about the very int that `generation` gave them. */
+static int parse_seen(const struct device *device, PyObject *object, uint64_t *ret_seen) {
+    if (object != device->shown_as)
+        return um_to_u64(device->state, object, "seen", ret_seen);
+    *ret_seen = device->shown;
+    return 0;
 }
 
 static PyObject *get_closed(PyObject *self, void *closure) {
@@ -74,11 +96,11 @@ static int parse_probe(const struct module_state *state, PyObject *const *args, 
     return count + named == 1 || args[1] == Py_True ? 1 : args[1] == Py_False ? 0 : PyObject_IsTrue(args[1]);
 }
 
-static PyObject *check(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+__attribute__((flatten)) static PyObject *check(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
     const struct module_state *state = state_of(self);
     uint64_t seen;
     int probe = parse_probe(state, args, count, names);
-    if (probe < 0 || um_to_u64(state, args[0], "seen", &seen))
+    if (probe < 0 || parse_seen((struct device *)self, args[0], &seen))
         return NULL;
     int result = usermm_check(core_of(self), seen, probe ? USERMM_PROBE_TRY : USERMM_PROBE_NONE);
     if (result == -EAGAIN) {

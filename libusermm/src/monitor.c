@@ -62,9 +62,8 @@ void um_settle(void) {
  */
 int um_probe(void) {
     struct uffdio_writeprotect nothing = {.range = {0, 0}};
-    if (um_sys_ioctl(um_monitor.uffd, UFFDIO_WRITEPROTECT, &nothing) == 0)
-        return -EPROTO;
-    return errno == EINVAL ? 0 : errno == EAGAIN ? 1 : -errno;
+    long result = um_sys_quick_ioctl(um_monitor.uffd, UFFDIO_WRITEPROTECT, &nothing);
+    return result == -EINVAL ? 0 : result == -EAGAIN ? 1 : result ? (int)result : -EPROTO;
 }
 
 static bool means_lost(int number) {

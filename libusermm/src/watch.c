@@ -10,7 +10,6 @@
 #include "monitor.h"
 #include "sys.h"
 
-#define RECOUNT_MIN 1024
 #define RECOUNT_COARSE 65536
 #define DEFAULT_MAX_MAP_COUNT 65530
 
@@ -129,7 +128,8 @@ static uint64_t max_map_count(void) {
 /*
  * Watching a part of a mapping splits it: two mappings more, of the vm.max_map_count that the whole process shares. So
  * parts are watched until half of that is in use, and whole mappings, which need no split, from then on: the region tree
- * tells the difference. The count is measured again after as many parts as could have used up the rest.
+ * tells the difference. The count, some milliseconds' work, is measured again after as many parts as could have used up
+ * half of the rest, and at least enough to make it cheap: that overshoots the half by an eighth at most.
  */
 static bool must_be_coarse(void) {
     static _Atomic int64_t until_recount = 0;
@@ -139,8 +139,9 @@ static bool must_be_coarse(void) {
     uint64_t count = count_mappings(), budget = max_map_count() / 2;
     bool now_coarse = count >= budget;
     int64_t room = now_coarse ? RECOUNT_COARSE : (int64_t)(budget - count) / 4;
+    int64_t least = (int64_t)budget / 8;
     atomic_store_explicit(&coarse, now_coarse, memory_order_relaxed);
-    atomic_store_explicit(&until_recount, room > RECOUNT_MIN ? room : RECOUNT_MIN, memory_order_relaxed);
+    atomic_store_explicit(&until_recount, room > least ? room : least, memory_order_relaxed);
     return now_coarse;
 }
 

@@ -240,11 +240,10 @@ def test_an_interrupt_ends_a_blocking_read(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
 
 
-@pytest.mark.xfail(strict=True, reason="release_watches: dup3 fails beyond the limit, and the reader waits for itself")
 def test_a_limit_of_descriptors_lowered_meanwhile_does_not_hang_the_close(tmp_path: Path) -> None:
-    """A descriptor number at or above RLIMIT_NOFILE cannot be replaced (dup3), and the reader's own stack was watched.
+    """A descriptor number at or above RLIMIT_NOFILE cannot be replaced (dup3), and the reader's own stack is watched.
 
-    The reader's end then discards that stack and waits for itself, and close() waits for the reader.
+    The end of a thread discards its stack: the reader waited for itself, and close() for the reader.
     """
     text = """
         import resource, subprocess
