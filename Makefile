@@ -23,6 +23,7 @@ check: $(VENV)/.built
 ifeq ($(SANITIZE),)
 	$(BIN)/ruff check src tests benchmarks setup.py
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror libusermm/*/*.[ch]
 	$(MAKE) -s -C libusermm check
 else
 	$(MAKE) -s -C libusermm check SANITIZE=$(SANITIZE)

@@ -25,7 +25,6 @@
  *   -DGENERATION_FIRST   fail() moves the generations, then clears the epoch
  *   -DSTATE_FIRST        usermm_generation looks at the state, then loads
  *   -DENDLESS_POLL       poll without a time limit: a stranger's silent file on the number keeps the callers asleep
- *   -DRELEASES_BY_FLAG   release_watches goes by descriptors_lost, which a closed pipe sets, too, and not by a probe
  *   -DEVEN_BEFORE_FAIL -DWITHOUT_PROBE -DNO_STRANGER   finish() makes the word even, then fails
  */
 mtype = { OURS, CLOSED, SILENT };      /* what our number is */
@@ -137,18 +136,20 @@ active proctype other() {
 }
 
 #ifndef NO_STRANGER
-active proctype stranger() {
-end:
-    atomic {
-        number == OURS -> number = CLOSED;
-        if
-        :: !referenced -> released = true
-        :: else
-        fi
-    };
+active proctype stranger() { /* or not: who waits for it waits for ever */
     if
-    :: number == CLOSED -> number = SILENT
-    :: skip
+    :: atomic {
+            number == OURS -> number = CLOSED;
+            if
+            :: !referenced -> released = true
+            :: else
+            fi
+        };
+        if
+        :: number == CLOSED -> number = SILENT
+        :: true
+        fi
+    :: true
     fi
 }
 #endif
@@ -236,11 +237,7 @@ end_blocked:
     :: else -> break
     od;
     if
-#ifdef RELEASES_BY_FLAG
-    :: !lost -> atomic { number = SILENT; released = true }
-#else
-    :: number == OURS -> atomic { number = SILENT; released = true } /* dup3 */
-#endif
+    :: number == OURS -> atomic { number = SILENT; released = true } /* um_probe, dup3 */
     :: else
     fi
 }

@@ -8,14 +8,15 @@
  *   holder    any thread in usermm_register, usermm_read, ...: um_lock, its work, um_unlock
  *   handler   runs in the holder's thread, which stands still meanwhile: two calls that unmap watched memory
  *   unmapper  another thread that unmaps
- *   reader    reader(): poll, begin(), read(2), apply() with the lock held, finish(); its signals are always blocked
+ *   reader    reader(): poll, begin(), drain() = um_probe + read + apply() with the lock held, finish(); its signals are
+ *             always blocked
  * Property: nobody waits for ever (no invalid end state).
  *
  * Without a protection (each must give an error):
  *   -DOPEN_SIGNALS      um_lock only locks
  *   -DLOCK_FIRST        um_lock locks, then blocks signals
  *   -DRESTORE_FIRST     um_unlock restores the signals, then unlocks
- *   -DFREE_UNDER_LOCK   the holder frees watched memory itself
+ *   -DFREE_UNDER_LOCK   the holder frees watched memory itself, or stop() unmaps its doorbell before um_unlock
  */
 #define HOLDER 0 /* its handler, too: one thread */
 #define UNMAPPER 1

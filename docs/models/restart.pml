@@ -1,40 +1,55 @@
 /*
- * Stopping and starting again while the old reader cannot be joined.
+ * Stopping and starting again: stop() never waits for ever, and what is left of the old monitor leaves the new one alone.
  *
- * A stranger may have closed our userfaultfd, so that stop() can neither wake the old reader nor close anything: it clears
- * the epoch, waits until the word is settled and leaves the reader to itself. The next start() may be given the same number
- * for its own userfaultfd while the old reader still sleeps on the old one, and whatever that reader does when it wakes must
- * not touch the new monitor.
+ * stop() ends the epoch, unmaps the doorbell, a watched page whose message wakes the reader, and joins the reader. Nobody
+ * reads for an ended epoch: the thread that unmaps the doorbell, as any other, is let go when the userfaultfd is given up. The
+ * reader may be asleep, in the middle of a round, or have ended after a failure; the number may be closed or a stranger's.
  *
  * Steps and the code they stand for:
- *   lifecycle   um_monitor_leave -> stop(): epoch 0, um_probe, join or settle and detach; um_monitor_join -> start()
- *   reader(1), reader(2)   reader(): poll, begin(), drain(), finish(), release_watches(), of the old and the new monitor
- *   old_user    munmap of memory that the old userfaultfd still watches
+ *   lifecycle   um_monitor_leave -> stop(): epoch 0, um_probe, ring_doorbell, pthread_join, close_descriptors;
+ *               um_monitor_join -> start()
+ *   reader(1), reader(2)   reader(): poll, begin(), drain() = um_probe + read + apply(), finish() -> fail(),
+ *               release_watches(), of the old and the new monitor
+ *   old_user    munmap of memory that the old userfaultfd watches, at any moment
  *   new_user    munmap of memory that the new one watches, then usermm_check(USERMM_PROBE_NONE)
- *   late        usermm_register on the old device: um_watch met EBADF and gets to um_monitor_fail only now
- *   stranger    close(2) of our number, at most once and before the start
+ *   late        usermm_check or usermm_register on the old device: has loaded the number, and gets to its ioctl, and to
+ *               lost() -> um_monitor_fail, only now
+ *   stranger    close(2) of our number, then perhaps another file on it, never ready
  * Properties
  *   new_user's check never answers "unchanged"
- *   the new monitor keeps its descriptor and does not fail
+ *   the new monitor keeps its userfaultfd and does not fail, and its word begins even
  *   nobody waits for ever (no invalid end state)
  *
- * Without a protection (each must give an error):
- *   -DBEGIN_UNLOCKED      begin() looks at the epoch and makes the word odd without the lock
- *   -DWITHOUT_SETTLE      stop() does not wait for the word
- *   -DRELEASES_ANY_EPOCH  release_watches goes by a flag that start() resets, not by its own epoch
- *   -DFAILS_ANY_EPOCH     um_monitor_fail does not ask which epoch the caller belongs to
- *   -DENDLESS_POLL        poll without a time limit: it wakes for the old userfaultfd, looks at the new one under the same
- *                         number, and sleeps again with the old reference
+ * Switches of the runs: -DNO_STRANGER; -DENDLESS_POLL, poll without a time limit; -DLOOKS_FIRST, a reader that looks at the
+ * epoch before each poll, too, which the code's does not. -DENDLESS_POLL -DNO_STRANGER -DLOOKS_FIRST has to hold: then every
+ * wake comes from a message and none from the limit. Without a protection (each must give an error):
+ *   -DENDLESS_POLL -DLOOKS_FIRST    a stranger's silent file keeps stop() and the callers asleep
+ *   -DENDLESS_POLL -DNO_STRANGER    a round that began before the epoch ended takes the doorbell's message with its own, and
+ *                         no other wakes the next poll: the code's reader leaves at the limit, up to a second later
+ *   -DENDLESS_POLL -DNO_STRANGER -DLOOKS_FIRST -DWITHOUT_DOORBELL   stop() wakes nobody
+ *   -DENDLESS_POLL -DNO_STRANGER -DLOOKS_FIRST -DRINGS_FIRST   the doorbell before the epoch ends: a message like others
+ *   -DWITHOUT_JOIN        stop() does not wait for the reader, which then gives up the new monitor's userfaultfd as its own
+ *   -DWITHOUT_RELEASE     the reader ends without release_watches: nobody lets the doorbell's thread go
+ *   -DRELEASES_BY_FLAG    release_watches goes by descriptors_lost, which a closed pipe sets, too, and not by a probe
+ *   -DFAILS_ANY_EPOCH     um_monitor_fail does not compare the epoch: a late caller fails the new monitor
+ * A limit of the kernel (gives an error, too):
+ *   -DCOPY                another process holds a copy of the userfaultfd for ever
  */
 #define NONE 0
 #define OLD 1
 #define NEW 2
+#define SILENT 3      /* a stranger's file */
+#define PLACEHOLDER 4 /* of release_watches */
 
-byte number = OLD;    /* whose userfaultfd our number is */
-byte epoch = OLD;     /* um_page.epoch: 0 none */
-bool lost;            /* um_monitor.descriptors_lost */
-bool failure, held, woken; /* woken: stop_fd was written */
-bool referenced[3], released[3], queued[3], done[3];
+mtype = { GOOD, LOST, UNKNOWN }; /* 0, -EBADF or -ENOTTY, -EPROTO */
+
+byte number = OLD;      /* what our number is */
+byte epoch = OLD;       /* um_page.epoch: 0 none */
+bool failure, lost, held;
+bool referenced[3];     /* by a sleeping poll */
+bool copied[3];         /* by another process */
+bool released[3], queued[3], ended[3];
+bool ringing;           /* the doorbell's message waits in the old userfaultfd */
 byte generation[3], word;
 
 inline lock() { atomic { !held -> held = true } }
@@ -48,136 +63,189 @@ inline settle() {
     fi
 }
 
-/* Only the number's reference goes here; a sleeping poll may keep the userfaultfd alive. */
-inline drop_number() {
+/* In an atomic step: a reference to `file` is gone, perhaps the last one. */
+inline drop(file) {
     if
-    :: number != NONE && !referenced[number] -> released[number] = true
+    :: (file == OLD || file == NEW) && number != file && !referenced[file] && !copied[file] -> released[file] = true
     :: else
+    fi
+}
+
+inline fail(reason_is_lost) {
+    if
+    :: failure
+    :: else -> failure = true; lost = reason_is_lost || number != OLD && number != NEW; epoch = NONE
+    fi
+}
+
+/* A limit that ends while the number is ours and the epoch goes on only begins another poll. */
+inline poll() {
+    if
+    :: atomic { number == me -> referenced[me] = true };
+end_asleep:
+        if
+        :: number == NONE
+        :: number == me && (queued[me] || me == OLD && ringing)
+#ifndef ENDLESS_POLL
+        :: number != me || epoch != me
+#endif
+        fi;
+        atomic { referenced[me] = false; drop(me) }
+    :: number == NONE
+    :: number == SILENT ->
+end_strange:
+#ifdef ENDLESS_POLL
+        number != SILENT
+#else
+        skip
+#endif
+    fi
+}
+
+/* One read takes all that is there. */
+inline drain() {
+    if
+    :: number != me -> result = LOST
+    :: else ->
+        atomic {
+            if
+            :: number != me -> result = LOST
+            :: else -> took = queued[me]; queued[me] = false
+            fi;
+            if
+            :: number == me && me == OLD -> ringing = false
+            :: else
+            fi
+        };
+        if
+        :: took -> lock(); generation[me]++; unlock()
+        :: took && me == OLD -> lock(); generation[me]++; unlock(); result = LOST /* the device's pipe */
+        :: took && me == OLD -> result = UNKNOWN                                  /* the message */
+        :: !took
+        fi;
+        took = false
+    fi
+}
+
+inline finish() {
+    if
+    :: result == GOOD
+    :: else -> lock(); fail(result == LOST); unlock()
     fi;
-    number = NONE
+    word++
+}
+
+inline release_watches() {
+#ifndef WITHOUT_RELEASE
+    if
+#ifdef RELEASES_BY_FLAG
+    :: !lost ->
+#else
+    :: number == OLD || number == NEW ->
+#endif
+        atomic {
+            assert(number != NEW);
+            number = PLACEHOLDER;
+            drop(me)
+        }
+    :: else
+    fi
+#else
+    skip
+#endif
 }
 
 proctype reader(byte me) {
-    bool mine, ready;
+    mtype result = GOOD;
+    bool mine, took;
 end:
     do
-    :: true ->
-        /* poll */
-        if
-        :: atomic { number == me -> referenced[me] = true };
-end_asleep:
-            if
-            :: number != NONE && queued[number] -> ready = true
-            :: number == NONE || woken && me == OLD -> ready = false
-#ifndef ENDLESS_POLL
-            :: number != me || epoch != me -> ready = false
-#endif
-            fi;
-            atomic {
-                referenced[me] = false;
-                if
-                :: number != me -> released[me] = true
-                :: else
-                fi
-            }
-        :: number != me -> ready = false /* poll says POLLNVAL, or what the other monitor has; begin() decides */
-        fi;
-        /* begin */
-#ifdef BEGIN_UNLOCKED
-        mine = epoch == me;
-        if
-        :: mine -> word++
-        :: else -> break
-        fi;
+#ifdef LOOKS_FIRST
+    :: result == GOOD && epoch != me -> break
+    :: result == GOOD && epoch == me ->
 #else
+    :: result == GOOD ->
+#endif
+end_blocked:
+        poll();
         lock();
         mine = epoch == me;
         if
         :: mine -> word++; unlock()
         :: else -> unlock(); break
         fi;
-#endif
-        /* drain, finish */
-        if
-        :: number != me ->
-            lock();
-            if
-            :: !failure -> failure = true; lost = true; epoch = 0
-            :: else
-            fi;
-            unlock();
-            word++;
-            break
-        :: number == me && ready && queued[me] ->
-            queued[me] = false;
-            lock(); generation[me]++; unlock();
-            word++
-        fi;
-        ready = false
+        drain();
+        finish()
+    :: result != GOOD -> break
     od;
-    /* release_watches */
-    lock();
-#ifdef RELEASES_ANY_EPOCH
-    mine = !lost;
-#else
-    mine = !lost && number == me; /* its own epoch's descriptor, not whatever has the number */
-#endif
-    unlock();
-    if
-    :: mine -> assert(number != NEW); released[me] = true
-    :: else
-    fi;
-    done[me] = true
+    release_watches();
+    ended[me] = true
 }
 
-active proctype stranger() {
+#ifndef NO_STRANGER
+active proctype stranger() { /* or not: who waits for it waits for ever */
     if
-    :: atomic { number == OLD -> drop_number() }
+    :: atomic { number == OLD -> number = NONE; drop(OLD) };
+        if
+        :: atomic { number == NONE -> number = SILENT }
+        :: true
+        fi
     :: true
     fi
 }
+#endif
 
 active proctype late() {
 end:
-    atomic { number != OLD };
+    number != OLD && number != NEW; /* its ioctl fails */
     lock();
-#ifdef FAILS_ANY_EPOCH
     if
-    :: !failure
-#else
-    if
-    :: !failure && epoch == OLD
+#ifndef FAILS_ANY_EPOCH
+    :: epoch != OLD
 #endif
-        -> assert(epoch != NEW); failure = true; lost = true; epoch = 0
-    :: else
+    :: else -> fail(true)
     fi;
-    unlock()
+    unlock();
+    assert(epoch != OLD)
+}
+
+inline ring_doorbell() {
+    atomic { sent = !released[OLD]; ringing = sent };
+    if
+    :: sent -> atomic { !ringing || released[OLD] -> ringing = false }
+    :: else
+    fi
 }
 
 active proctype lifecycle() {
-    byte w;
-    /* stop */
+    bool sent;
+#ifdef RINGS_FIRST
+    ring_doorbell();
+#endif
     lock();
-    epoch = 0;
+    epoch = NONE;
     if
     :: !failure -> lost = number != OLD
     :: else
     fi;
     unlock();
-    if
-    :: !lost -> woken = true; done[OLD]
-    :: else ->
-#ifndef WITHOUT_SETTLE
-        settle()
-#else
-        skip
+#if !defined(WITHOUT_DOORBELL) && !defined(RINGS_FIRST)
+    ring_doorbell();
 #endif
-    fi;
-    atomic { drop_number() };
-    /* start */
-    number = NEW;
+#ifndef WITHOUT_JOIN
+    ended[OLD];
+    assert(word % 2 == 0);
+    assert(released[OLD]);
+#endif
+    atomic {
+        if
+        :: !lost -> number = NONE; drop(OLD)
+        :: else
+        fi
+    };
     failure = false;
     lost = false;
+    number = NEW; /* the same number or another: what a late caller, or the old reader, takes for its own */
     epoch = NEW;
     run reader(NEW);
     run new_user()
@@ -198,7 +266,15 @@ proctype new_user() {
     queued[NEW] = true;
     !queued[NEW];
     settle();
-    assert(generation[NEW] != seen)
+    assert(generation[NEW] != seen);
+    assert(epoch == NEW && number == NEW && !failure)
 }
 
-init { run reader(OLD) }
+init {
+    atomic {
+#ifdef COPY
+        copied[OLD] = true;
+#endif
+        run reader(OLD)
+    }
+}

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define USERMM_ABI_UMMUNOT 1   /* /dev/ummunot, 2009 */
+#define USERMM_ABI_UMMUNOT 1    /* /dev/ummunot, 2009 */
 #define USERMM_ABI_UMMUNOTIFY 2 /* /dev/ummunotify, 2010 */
 
 #define USERMM_EVENT_INVAL 0u

@@ -54,17 +54,18 @@ int um_to_u64(const struct module_state *state, PyObject *object, const char *na
     if (exact_int_to_u64(object, ret_value) == 0)
         return 0;
     PyObject *number = PyNumber_Index(object);
+    if (!number && !PyErr_ExceptionMatches(PyExc_TypeError))
+        return -1; /* the object's own __index__ failed: its exception says more */
     if (!number) {
         PyErr_Format(state->argument_type_error, "%s must be an int, not %R", name, (PyObject *)Py_TYPE(object));
         return -1;
     }
     unsigned long long value = PyLong_AsUnsignedLongLong(number);
+    Py_DECREF(number);
     if (value == (unsigned long long)-1 && PyErr_Occurred()) {
-        PyErr_Format(state->argument_error, "%s must be in 0..2**64-1, not %S", name, number);
-        Py_DECREF(number);
+        PyErr_Format(state->argument_error, "%s must be in 0..2**64-1", name); /* the number may have any length */
         return -1;
     }
-    Py_DECREF(number);
     *ret_value = value;
     return 0;
 }
@@ -107,8 +108,9 @@ static int is_on_host(PyObject *object) {
     PyObject *device = attribute(object, "device");
     if (!device)
         return PyErr_Occurred() ? -1 : 1;
-    PyObject *kind = attribute(device, "type"), *cpu = PyUnicode_FromString("cpu");
-    int same = kind && cpu && PyUnicode_Check(kind) ? PyUnicode_Compare(kind, cpu) == 0 : 1;
+    PyObject *kind = PyUnicode_Check(device) ? Py_NewRef(device) : attribute(device, "type");
+    PyObject *cpu = PyUnicode_FromString("cpu");
+    int same = kind && cpu && PyUnicode_Check(kind) ? PyUnicode_Tailmatch(kind, cpu, 0, 3, -1) == 1 : 1;
     Py_DECREF(device);
     Py_XDECREF(kind);
     Py_XDECREF(cpu);

@@ -54,8 +54,8 @@ static int fill(PyObject *module) {
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && state->device_error && state->cookie_error && state->argument_error && state->argument_type_error && state->page_type &&
-                   state->probe_name
+    return device && state->device_error && state->cookie_error && state->argument_error &&
+                   state->argument_type_error && state->page_type && state->probe_name
                ? 0
                : -1;
 }

@@ -14,8 +14,7 @@
 #define EXCHANGE_FEATURES 0xC0045501ul /* the one request that writes to its argument */
 
 struct device {
-    PyObject_HEAD
-    usermm_device *core; /* NULL only when the constructor failed */
+    PyObject_HEAD usermm_device *core; /* NULL only when the constructor failed */
     uint64_t next_cookie;
     uint64_t shown;     /* the generation that was handed out last */
     PyObject *shown_as; /* and its int: above 256 a new one each time would be a third of the property's price */
@@ -96,7 +95,8 @@ static int parse_probe(const struct module_state *state, PyObject *const *args, 
     return count + named == 1 || args[1] == Py_True ? 1 : args[1] == Py_False ? 0 : PyObject_IsTrue(args[1]);
 }
 
-__attribute__((flatten)) static PyObject *check(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+__attribute__((flatten)) static PyObject *check(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                                                PyObject *names) {
     const struct module_state *state = state_of(self);
     uint64_t seen;
     int probe = parse_probe(state, args, count, names);
@@ -104,8 +104,7 @@ __attribute__((flatten)) static PyObject *check(PyObject *self, PyObject *const 
         return NULL;
     int result = usermm_check(core_of(self), seen, probe ? USERMM_PROBE_TRY : USERMM_PROBE_NONE);
     if (result == -EAGAIN) {
-        Py_BEGIN_ALLOW_THREADS
-        result = usermm_check(core_of(self), seen, USERMM_PROBE_WAIT);
+        Py_BEGIN_ALLOW_THREADS result = usermm_check(core_of(self), seen, USERMM_PROBE_WAIT);
         Py_END_ALLOW_THREADS
     }
     return result < 0 ? um_raise(state, result, "check", NULL) : Py_NewRef(result ? Py_True : Py_False);
@@ -128,8 +127,7 @@ static PyObject *watch(PyObject *self, PyObject *const *args, Py_ssize_t count, 
     do {
         if (own)
             cookie = FIRST_OWN_COOKIE + device->next_cookie++;
-        Py_BEGIN_ALLOW_THREADS
-        result = usermm_register(device->core, start, end, cookie, (unsigned)flags);
+        Py_BEGIN_ALLOW_THREADS result = usermm_register(device->core, start, end, cookie, (unsigned)flags);
         Py_END_ALLOW_THREADS
     } while (own && result == -EINVAL);
     if (result == 0)
@@ -173,11 +171,8 @@ static int wait_readable(usermm_device *core, double deadline_s) {
     int result, timeout_ms = left_s * 1000 < LONGEST_WAIT_MS ? (int)ceil(left_s * 1000) : LONGEST_WAIT_MS;
     if (left_s <= 0)
         return -EAGAIN;
-    Py_BEGIN_ALLOW_THREADS
-    result = usermm_wait(core, timeout_ms);
-    Py_END_ALLOW_THREADS
-    if (result == -EINTR)
-        return PyErr_CheckSignals() ? 1 : 0;
+    Py_BEGIN_ALLOW_THREADS result = usermm_wait(core, timeout_ms);
+    Py_END_ALLOW_THREADS if (result == -EINTR) return PyErr_CheckSignals() ? 1 : 0;
     return result < 0 ? result : 0;
 }
 
@@ -210,19 +205,22 @@ static int parse_deadline(const struct module_state *state, PyObject *timeout, d
     return 0;
 }
 
-/* read_within(timeout) -> bytes, empty after the timeout */
+/* read_within(timeout, count) -> bytes, empty after the timeout */
 static PyObject *read_within(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
     const struct module_state *state = state_of(self);
     char buffer[4096];
+    uint64_t size;
     double deadline_s;
     int raised;
-    if (count != 1 || names) {
-        PyErr_SetString(state->argument_type_error, "read_within takes a timeout");
+    if (count != 2 || names) {
+        PyErr_SetString(state->argument_type_error, "read_within takes a timeout and a count of bytes");
         return NULL;
     }
-    if (parse_deadline(state, args[0], &deadline_s))
+    if (parse_deadline(state, args[0], &deadline_s) || um_to_u64(state, args[1], "count", &size))
         return NULL;
-    Py_ssize_t done = read_until(core_of(self), buffer, sizeof buffer, deadline_s, &raised);
+    if (size > sizeof buffer)
+        size = sizeof buffer;
+    Py_ssize_t done = read_until(core_of(self), buffer, (size_t)size, deadline_s, &raised);
     if (raised)
         return NULL;
     if (done == -EAGAIN)
@@ -263,11 +261,12 @@ static PyObject *readinto(PyObject *self, PyObject *const *args, Py_ssize_t coun
     }
     if (um_to_u64(state, args[0], "address", &address) || um_to_u64(state, args[1], "count", &size))
         return NULL;
-    Py_ssize_t done = read_until(core_of(self), (void *)(uintptr_t)address, (size_t)size,
-                                 abi_deadline_s(core_of(self)), &raised);
+    Py_ssize_t done =
+        read_until(core_of(self), (void *)(uintptr_t)address, (size_t)size, abi_deadline_s(core_of(self)), &raised);
     if (raised)
         return NULL;
-    return done < 0 ? um_raise(state, done, "readinto", done == -EFAULT ? "the address is not writable; the events are lost" : NULL)
+    return done < 0 ? um_raise(state, done, "readinto",
+                               done == -EFAULT ? "the address is not writable; the events are lost" : NULL)
                     : PyLong_FromSsize_t(done);
 }
 
@@ -277,14 +276,15 @@ static int check_size(const struct module_state *state, unsigned long request, c
     size_t size = (request >> 16) & 0x3fff;
     if ((size_t)view->len == size)
         return 0;
-    snprintf(message, sizeof message, "ioctl(0x%lx): argument has %zd bytes, the request takes %zu: pack it again", request,
-             view->len, size);
+    snprintf(message, sizeof message, "ioctl(0x%lx): argument has %zd bytes, the request takes %zu: pack it again",
+             request, view->len, size);
     PyErr_SetString(state->argument_error, message);
     return -1;
 }
 
 /* A read-only buffer will do where the request writes nothing back: REGISTER and UNREGISTER never do. */
-static int get_argument(const struct module_state *state, unsigned long request, PyObject *object, Py_buffer *ret_view) {
+static int get_argument(const struct module_state *state, unsigned long request, PyObject *object,
+                        Py_buffer *ret_view) {
     if (PyObject_GetBuffer(object, ret_view, PyBUF_WRITABLE) == 0)
         return 0;
     if (request == EXCHANGE_FEATURES)
@@ -303,8 +303,7 @@ static int ioctl_buffer(const struct module_state *state, usermm_device *core, u
         return -1;
     int bad = check_size(state, request, &view);
     if (!bad) {
-        Py_BEGIN_ALLOW_THREADS
-        *ret_result = usermm_ioctl(core, request, view.buf);
+        Py_BEGIN_ALLOW_THREADS *ret_result = usermm_ioctl(core, request, view.buf);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&view);
@@ -324,8 +323,7 @@ static PyObject *device_ioctl(PyObject *self, PyObject *const *args, Py_ssize_t 
     if (PyLong_Check(args[1])) {
         if (um_to_u64(state, args[1], "argument", &address))
             return NULL;
-        Py_BEGIN_ALLOW_THREADS
-        result = usermm_ioctl(core_of(self), (unsigned long)request, (void *)(uintptr_t)address);
+        Py_BEGIN_ALLOW_THREADS result = usermm_ioctl(core_of(self), (unsigned long)request, (void *)(uintptr_t)address);
         Py_END_ALLOW_THREADS
     } else if (ioctl_buffer(state, core_of(self), (unsigned long)request, args[1], &result)) {
         return NULL;
@@ -365,10 +363,8 @@ static PyObject *device_fileno(PyObject *self, PyObject *unused) {
 
 static PyObject *device_close(PyObject *self, PyObject *unused) {
     (void)unused;
-    Py_BEGIN_ALLOW_THREADS
-    usermm_shutdown(core_of(self));
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS usermm_shutdown(core_of(self));
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 /* Of the class that was made from the spec, also when `type` is a Python subclass, which has no module of ours. */
@@ -384,25 +380,28 @@ static const struct module_state *state_of_type(PyTypeObject *type) {
 static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *keywords[] = {"abi", "flags", NULL};
     int abi = USERMM_ABI_UMMUNOTIFY, flags = O_RDONLY, result;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i$i:Ummunotify", keywords, &abi, &flags))
+    const struct module_state *state = state_of_type(type);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i$i:Ummunotify", keywords, &abi, &flags)) {
+        int wrong_type = PyErr_ExceptionMatches(PyExc_TypeError);
+        um_raise_from_pending(wrong_type ? state->argument_type_error : state->argument_error,
+                              "Ummunotify takes abi=1 or 2 and flags as of open(2)");
         return NULL;
+    }
     struct device *device = (struct device *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (!device)
         return NULL;
-    device->state = state_of_type(type);
-    Py_BEGIN_ALLOW_THREADS
-    result = usermm_open(abi, flags, &device->core);
-    Py_END_ALLOW_THREADS
-    if (result) {
+    device->state = state;
+    Py_BEGIN_ALLOW_THREADS result = usermm_open(abi, flags, &device->core);
+    Py_END_ALLOW_THREADS if (result) {
         um_raise(device->state, result, "open",
-                  result == -EINVAL ? "abi must be 1 or 2, and flags must not ask for writing" : NULL);
+                 result == -EINVAL ? "abi must be 1 or 2, and flags must not ask for writing" : NULL);
         Py_DECREF(device);
         return NULL;
     }
     return (PyObject *)device;
 }
 
-#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL | METH_KEYWORDS, NULL
+#define FAST(function) (PyCFunction)(void (*)(void)) function, METH_FASTCALL | METH_KEYWORDS, NULL
 static PyMethodDef methods[] = {
     {"check", FAST(check)},
     {"watch", FAST(watch)},
@@ -425,8 +424,8 @@ static PyGetSetDef getset[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_new, device_new},         {Py_tp_dealloc, device_dealloc}, {Py_tp_methods, methods},
-    {Py_tp_getset, getset},          {Py_tp_traverse, device_traverse}, {0, NULL},
+    {Py_tp_new, device_new}, {Py_tp_dealloc, device_dealloc},   {Py_tp_methods, methods},
+    {Py_tp_getset, getset},  {Py_tp_traverse, device_traverse}, {0, NULL},
 };
 
 PyType_Spec um_device_spec = {

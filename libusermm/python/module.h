@@ -14,7 +14,7 @@ struct module_state {
     PyObject *argument_error;      /* usermm.errors.ArgumentError */
     PyObject *argument_type_error; /* usermm.errors.ArgumentTypeError */
     PyObject *page_type;
-    PyObject *probe_name;          /* "probe", interned */
+    PyObject *probe_name; /* "probe", interned */
 };
 
 /* Raises what `result` (a negative errno) means for `call`; `reason` NULL takes the usual one. Always NULL. */

@@ -4,8 +4,7 @@
 #include "module.h"
 
 struct page {
-    PyObject_HEAD
-    void *address;
+    PyObject_HEAD void *address;
     size_t length;
 };
 

@@ -11,16 +11,17 @@
 
 #define SHUT_DOWN UINT64_MAX
 #define REGIONS_PER_LOCK 64
-#define CHECK_WAIT_NS 100000000   /* an answer of "changed" costs the caller a registration */
+#define WAIT_SLICE_MS 1000
+#define CHECK_WAIT_NS 100000000  /* an answer of "changed" costs the caller a registration */
 #define REGISTER_WAIT_NS 1000000 /* going on costs at most an event from before */
 
 int um_device_state(const usermm_device *device) {
     uint64_t epoch = atomic_load(&device->epoch);
     if (epoch == atomic_load(&um_monitor.page->epoch))
         return 0;
-    if (device->process != getpid())
-        return -ECHILD;
-    return epoch == SHUT_DOWN ? -EBADF : -EIO;
+    if (epoch == SHUT_DOWN)
+        return -EBADF;
+    return device->process != getpid() ? -ECHILD : -EIO;
 }
 
 static void free_device(usermm_device *device) {
@@ -77,6 +78,8 @@ static bool free_some_regions(usermm_device *device) {
 static void close_pipe(usermm_device *device) {
     sigset_t saved;
     um_lock(&saved);
+    if (device->process != getpid())
+        device->waiters = 0; /* they wait in the parent */
     int fds[] = {device->signal_fd, device->page_fd, device->waiters ? -1 : device->ready_fd};
     device->signal_fd = device->page_fd = -1;
     if (!device->waiters)
@@ -114,14 +117,14 @@ static int64_t now_ns(void) {
 
 /*
  * Bounded: while several threads do nothing but discard watched memory there is no quiet moment at all, and the kernel
- * does not tell whose change is under way. `seen` moving on ends it early: that answers a check, and costs a
- * registration no more than the limit does.
+ * does not tell whose change is under way. With `seen`, a generation that has moved on ends it early: that answers a
+ * check.
  */
-static int wait_until_quiet(const usermm_device *device, uint64_t seen, int64_t limit_ns) {
+static int wait_until_quiet(const usermm_device *device, const uint64_t *seen, int64_t limit_ns) {
     int64_t deadline_ns = 0;
     for (unsigned attempt = 0;; attempt++) {
         int busy = um_probe();
-        if (busy <= 0 || atomic_load(&device->generation) != seen)
+        if (busy <= 0 || (seen && atomic_load(&device->generation) != *seen))
             return busy;
         if (limit_ns == 0)
             return -EAGAIN;
@@ -139,8 +142,9 @@ static int lost(const usermm_device *device, int result) {
     return um_device_state(device);
 }
 
-/* 0 quiet, 1 not, -EAGAIN not and no time to wait, or another errno. A descriptor that is not ours any more fails the monitor. */
-static int quiesce(const usermm_device *device, uint64_t seen, int64_t limit_ns) {
+/* 0 quiet, 1 not, -EAGAIN not and no time to wait, or another errno. A descriptor that is not ours any more fails the
+ * monitor. */
+static int quiesce(const usermm_device *device, const uint64_t *seen, int64_t limit_ns) {
     int state = um_device_state(device);
     if (state)
         return state;
@@ -165,7 +169,7 @@ int usermm_generation(usermm_device *device, uint64_t *ret_generation) {
 int usermm_check(usermm_device *device, uint64_t seen, enum usermm_probe probe) {
     uint64_t generation;
     int64_t limit_ns = probe == USERMM_PROBE_WAIT ? CHECK_WAIT_NS : 0;
-    int busy = probe == USERMM_PROBE_NONE ? 0 : quiesce(device, seen, limit_ns);
+    int busy = probe == USERMM_PROBE_NONE ? 0 : quiesce(device, &seen, limit_ns);
     int result = busy < 0 ? busy : usermm_generation(device, &generation);
     return result ? result : !busy && generation == seen;
 }
@@ -206,7 +210,7 @@ static int withdraw(usermm_device *device, uint64_t cookie, uint64_t serial) {
  * Once inserted the region belongs to the device: another thread may unregister it, so only its serial is kept.
  */
 int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_t cookie, unsigned flags) {
-    int result = quiesce(device, atomic_load(&device->generation), REGISTER_WAIT_NS);
+    int result = quiesce(device, NULL, REGISTER_WAIT_NS);
     if (result < 0)
         return result;
     atomic_store(&device->used, true);
@@ -260,16 +264,26 @@ static int count_waiter(usermm_device *device, int change) {
     return fd;
 }
 
+/* In slices: when the descriptors were lost, nothing that this thread sleeps on will ever be written to. */
+static int poll_in_slices(const usermm_device *device, int fd, int timeout_ms) {
+    struct pollfd ready = {.fd = fd, .events = POLLIN};
+    for (int left_ms = timeout_ms;;) {
+        int slice_ms = left_ms < 0 || left_ms > WAIT_SLICE_MS ? WAIT_SLICE_MS : left_ms;
+        int count = um_sys_poll(&ready, 1, slice_ms);
+        if (count < 0)
+            return -errno;
+        left_ms -= timeout_ms < 0 ? 0 : slice_ms;
+        if (count > 0 || left_ms == 0 || um_device_state(device))
+            return count > 0;
+    }
+}
+
 int usermm_wait(usermm_device *device, int timeout_ms) {
     int state = um_device_state(device);
     if (state)
         return state;
-    struct pollfd ready = {.fd = count_waiter(device, 1), .events = POLLIN};
-    int count = um_sys_poll(&ready, 1, timeout_ms);
-    int number = errno;
+    int result = poll_in_slices(device, count_waiter(device, 1), timeout_ms);
     count_waiter(device, -1);
     state = um_device_state(device);
-    if (state)
-        return state;
-    return count < 0 ? -number : count > 0;
+    return state ? state : result;
 }

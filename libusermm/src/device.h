@@ -13,7 +13,7 @@
 #define UM_EVENTS_PER_READ 128 /* one page of 4096 bytes */
 
 struct um_region {
-    struct um_node by_start; /* in the monitor's tree; key and end are the region */
+    struct um_node by_start;  /* in the monitor's tree; key and end are the region */
     struct um_node by_cookie; /* in the device's tree; key is the cookie */
     usermm_device *device;
     struct um_region *previous_queued, *next_queued;
@@ -30,7 +30,7 @@ struct usermm_device {
     /* With the monitor's lock held: */
     struct um_node *cookies;
     struct um_region *first_queued, *last_queued;
-    bool last_owed; /* version 2: the buffer was full when the queue ran dry */
+    bool last_owed;          /* version 2: the buffer was full when the queue ran dry */
     int ready_fd, signal_fd; /* a pipe: bytes in it are what makes the device poll readable */
     int page_fd;             /* memfd behind usermm_map, -1 until the first one */
     _Atomic uint64_t *page;

@@ -16,7 +16,9 @@
 #define LOOK_AGAIN_MS 1000
 
 struct um_monitor um_monitor = {
-    .uffd = -1, .maps_fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER,
+    .uffd = -1,
+    .maps_fd = -1,
+    .lock = PTHREAD_MUTEX_INITIALIZER,
 };
 
 /* Starting and stopping. The reader never takes it, so it may be held over allocations. */
@@ -57,8 +59,9 @@ void um_settle(void) {
 }
 
 /*
- * The kernel raises mmap_changing on the userfaultfd before it drops the lock under which memory was unmapped, and lowers
- * it after the unmapping thread woke. Write-protect calls look at it before their argument: EAGAIN, else EINVAL for length 0.
+ * The kernel raises mmap_changing on the userfaultfd before it drops the lock under which memory was unmapped, and
+ * lowers it after the unmapping thread woke. Write-protect calls look at it before their argument: EAGAIN, else EINVAL
+ * for length 0.
  */
 int um_probe(void) {
     struct uffdio_writeprotect nothing = {.range = {0, 0}};
@@ -238,7 +241,8 @@ static int start_reader(void) {
     return result ? -ENOMEM : 0;
 }
 
-/* /proc/self/maps for questions about mappings, and a placeholder for release_watches; where there is no /proc, only that. */
+/* /proc/self/maps for questions about mappings, and a placeholder for release_watches; where there is no /proc, only
+ * that. */
 static int open_maps(void) {
     int fd = um_fault("open") ? um_sys_fail(EMFILE) : open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
     um_monitor.maps_fd = fd >= 0 || errno == EMFILE || errno == ENFILE ? fd : open("/", O_PATH | O_CLOEXEC);

@@ -29,12 +29,12 @@ struct um_monitor {
     uint64_t epoch; /* of the latest start */
     pid_t process;  /* that started it */
     unsigned open_devices;
-    int failure;                       /* the errno of the first unexpected thing, 0 while all is well */
-    bool descriptors_lost;             /* somebody closed ours: their numbers may be other files by now, touch none */
-    pthread_mutex_t lock;              /* guards what follows; the reader takes it: see um_lock */
-    struct um_node *regions;           /* by start, of all devices */
+    int failure;             /* the errno of the first unexpected thing, 0 while all is well */
+    bool descriptors_lost;   /* somebody closed ours: their numbers may be other files by now, touch none */
+    pthread_mutex_t lock;    /* guards what follows; the reader takes it: see um_lock */
+    struct um_node *regions; /* by start, of all devices */
     uint64_t region_count, next_serial;
-    usermm_device *devices;            /* open ones */
+    usermm_device *devices; /* open ones */
     _Atomic uint64_t notifications;
 };
 extern struct um_monitor um_monitor;
@@ -46,7 +46,8 @@ extern struct um_monitor um_monitor;
 void um_lock(sigset_t *ret_saved);
 void um_unlock(const sigset_t *saved);
 
-/* Adds a device to the monitor, starting it for the first one. -EIO while devices of a failed monitor are still open. */
+/* Adds a device to the monitor, starting it for the first one. -EIO while devices of a failed monitor are still open.
+ */
 int um_monitor_join(usermm_device *device);
 /* Removes it, stopping the monitor after the last one. */
 void um_monitor_leave(usermm_device *device);

@@ -129,8 +129,8 @@ static unsigned take(usermm_device *device, struct usermm_event *events, unsigne
 ssize_t usermm_read(usermm_device *device, void *buffer, size_t size) {
     struct usermm_event events[UM_EVENTS_PER_READ];
     sigset_t saved;
-    unsigned capacity = size / sizeof *events < UM_EVENTS_PER_READ ? (unsigned)(size / sizeof *events)
-                                                                   : UM_EVENTS_PER_READ;
+    unsigned capacity =
+        size / sizeof *events < UM_EVENTS_PER_READ ? (unsigned)(size / sizeof *events) : UM_EVENTS_PER_READ;
     um_settle();
     um_lock(&saved);
     int result = um_device_state(device);

@@ -3,7 +3,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* The priority is derived, not stored: a bijective mix of the serial (the finaliser of splitmix64), so no two are equal. */
+/* The priority is derived, not stored: a bijective mix of the serial (the finaliser of splitmix64), so no two are
+ * equal. */
 static uint64_t priority(const struct um_node *node) {
     uint64_t x = node->serial + 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;

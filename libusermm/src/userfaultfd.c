@@ -7,8 +7,8 @@
 #include "kernel.h"
 #include "sys.h"
 
-#define EVENTS (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | \
-                UFFD_FEATURE_EVENT_REMOVE)
+#define EVENTS                                                                                                         \
+    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE)
 
 /* A refused set of features spoils the descriptor, so each set is tried on a new one, the best first. */
 static const uint64_t feature_sets[] = {

@@ -48,8 +48,8 @@ static int mapping_at(uint64_t address, struct mapping *ret_mapping) {
         .size = sizeof query, .query_flags = UM_PROCMAP_COVERING_OR_NEXT, .query_addr = address};
     if (ioctl(um_monitor.maps_fd, UM_PROCMAP_QUERY, &query))
         return errno == ENOENT ? -ENOENT : mapping_from_text(address, ret_mapping);
-    *ret_mapping = (struct mapping){query.vma_start, query.vma_end,
-                                    query.inode || query.dev_major || query.dev_minor, ""};
+    *ret_mapping =
+        (struct mapping){query.vma_start, query.vma_end, query.inode || query.dev_major || query.dev_minor, ""};
     if (ret_mapping->has_inode) { /* names cost a path look-up: only files are asked for theirs */
         query.query_addr = query.vma_start;
         query.vma_name_addr = (uint64_t)(uintptr_t)ret_mapping->name;
@@ -94,7 +94,8 @@ static int watch_each(uint64_t start, uint64_t end, bool coarse) {
         result = watch_mapping(&mapping, mapping.start > start ? mapping.start : start,
                                mapping.end < end ? mapping.end : end, coarse);
         /* A mapping that went away meanwhile is a hole, not a refusal. */
-        if (result == -EOPNOTSUPP && (mapping_at(at, &again) || again.start != mapping.start || again.end != mapping.end))
+        if (result == -EOPNOTSUPP &&
+            (mapping_at(at, &again) || again.start != mapping.start || again.end != mapping.end))
             continue;
         if (result)
             return result;
@@ -127,9 +128,9 @@ static uint64_t max_map_count(void) {
 
 /*
  * Watching a part of a mapping splits it: two mappings more, of the vm.max_map_count that the whole process shares. So
- * parts are watched until half of that is in use, and whole mappings, which need no split, from then on: the region tree
- * tells the difference. The count, some milliseconds' work, is measured again after as many parts as could have used up
- * half of the rest, and at least enough to make it cheap: that overshoots the half by an eighth at most.
+ * parts are watched until half of that is in use, and whole mappings, which need no split, from then on: the region
+ * tree tells the difference. The count, some milliseconds' work, is measured again after as many parts as could have
+ * used up half of the rest, and at least enough to make it cheap: that overshoots the half by an eighth at most.
  */
 static bool must_be_coarse(void) {
     static _Atomic int64_t until_recount = 0;
@@ -145,7 +146,8 @@ static bool must_be_coarse(void) {
     return now_coarse;
 }
 
-/* What nobody may register, and what USERMM_REFUSE_* asks. The memory is watched by now, so a change after this look is reported. */
+/* What nobody may register, and what USERMM_REFUSE_* asks. The memory is watched by now, so a change after this look is
+ * reported. */
 static int refuse(uint64_t start, uint64_t end, unsigned flags) {
     struct mapping mapping;
     for (uint64_t at = start; at < end; at = mapping.end) {
@@ -178,7 +180,8 @@ static int watch_pages(uint64_t start, uint64_t end) {
     return result;
 }
 
-/* An empty or reversed region is hit only by what covers its byte `start` and the byte before its `end`: watch those. */
+/* An empty or reversed region is hit only by what covers its byte `start` and the byte before its `end`: watch those.
+ */
 static int watch_inside_out(uint64_t start, uint64_t end) {
     int result = end ? watch_pages(end - 1, end) : 0;
     return result || !end ? result : watch_pages(start, start + 1);

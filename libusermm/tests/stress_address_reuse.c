@@ -1,7 +1,7 @@
 /*
  * Another thread: an address that one thread gave back and another one got is never taken for the old one. The giver
- * unmaps; the taker maps the address as soon as the kernel lets it and asks at once, while the giver may still be inside
- * its call. Usage: stress_address_reuse TRIALS NOISE_THREADS; exit status 1 when any answer was stale.
+ * unmaps; the taker maps the address as soon as the kernel lets it and asks at once, while the giver may still be
+ * inside its call. Usage: stress_address_reuse TRIALS NOISE_THREADS; exit status 1 when any answer was stale.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

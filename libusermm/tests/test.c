@@ -30,7 +30,8 @@ static const char *only;
 static long fail_at, fail_every;
 static atomic_long calls;
 
-/* Before any thread: USERMM_FAULT_AT=n fails the n-th call, USERMM_FAULT_EVERY=n every n-th; _CALL says of which kind. */
+/* Before any thread: USERMM_FAULT_AT=n fails the n-th call, USERMM_FAULT_EVERY=n every n-th; _CALL says of which kind.
+ */
 __attribute__((constructor)) static void read_environment(void) {
     const char *at = getenv("USERMM_FAULT_AT"), *every = getenv("USERMM_FAULT_EVERY");
     only = getenv("USERMM_FAULT_CALL");

@@ -1,6 +1,7 @@
 /*
- * A small harness. Each test starts and ends with no device, no thread and no descriptor of ours; a test that an injected
- * fault makes impossible is abandoned at the call that reported it, which is success: no crash, no miss, no leak.
+ * A small harness. Each test starts and ends with no device, no thread and no descriptor of ours; a test that an
+ * injected fault makes impossible is abandoned at the call that reported it, which is success: no crash, no miss, no
+ * leak.
  */
 #ifndef TEST_H
 #define TEST_H

@@ -58,7 +58,8 @@ static void every_cause_moves_the_generation(void) {
     expect_one_more(device, &generation);
     CHECK(mremap(memory + 50 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + 5 * PAGE) != MAP_FAILED);
     expect_one_more(device, &generation);
-    char *copy = mremap(memory + 6 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL); /* libc passes the fifth on */
+    char *copy =
+        mremap(memory + 6 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL); /* libc passes the fifth on */
     CHECK(copy != MAP_FAILED);
     expect_one_more(device, &generation);
     munmap(copy, PAGE);
@@ -190,7 +191,8 @@ static void a_stranger_in_our_number_is_not_read(void) {
     close_new_descriptors(was_open, 64);
 }
 
-/* poll keeps our file alive but looks at the stranger's, which never gets ready: whoever unmaps must not wait for ever. */
+/* poll keeps our file alive but looks at the stranger's, which never gets ready: whoever unmaps must not wait for ever.
+ */
 static void a_silent_stranger_does_not_hang_who_unmaps(void) {
     bool was_open[64];
     int silent[2];

@@ -116,7 +116,8 @@ static void *send_signals(void *argument) {
     return NULL;
 }
 
-/* Two frees in one handler: the second waits for a reader that waits for the lock, if the handler could run under it. */
+/* Two frees in one handler: the second waits for a reader that waits for the lock, if the handler could run under it.
+ */
 static void a_handler_that_frees_does_not_deadlock(void) {
     struct sigaction action = {.sa_handler = free_twice}, old;
     usermm_device *device = test_open(2, O_RDONLY);

@@ -42,8 +42,8 @@ class Device:
     def unregister(self, cookie: int, /) -> None:
         """Forgets a region and its event. Raises CookieError (EINVAL) when there is none with this cookie."""
 
-    def read_within(self, timeout: float | None, /) -> bytes:
-        """Events of 32 bytes each, at most 128; waits `timeout` seconds (None: for ever), then returns b""."""
+    def read_within(self, timeout: float | None, count: int, /) -> bytes:
+        """Up to `count` bytes of events (32 each, 4096 at most); waits `timeout` seconds (None: for ever), then b""."""
 
     def read_bytes(self, count: int = 4096, /) -> bytes:
         """The ABI's read(2): min(count, 4096) // 32 events of 32 bytes; b"" when count < 32 and one is there.

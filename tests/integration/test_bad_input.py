@@ -467,7 +467,7 @@ def test_freeing_after_the_number_became_another_file_neither_hangs_nor_goes_unn
         LOSS
         block.close()
         try:
-            noticed = device.closed or device.generation > 0
+            noticed = device.closed or not device.check(0)
         except usermm.MonitorFailedError:
             noticed = True
         print("noticed" if noticed else "unnoticed", flush=True)

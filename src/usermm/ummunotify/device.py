@@ -18,6 +18,7 @@ from usermm.ummunotify import memory
 from usermm.ummunotify.events import Event, Invalidation, Last
 
 _EVENT = struct.Struct("=IIQQQ")  # struct ummunotify_event: type, flags, hint_start, hint_end, user_cookie_counter
+_MOST_BYTES = 4096
 _LAST = 1
 _FLAG_HINT = 1
 _ADDRESS_LIMIT = 1 << 63  # the upper half belongs to the kernel on every architecture
@@ -61,7 +62,7 @@ class Ummunotify(_core.Device):
         except TypeError as error:
             raise ArgumentTypeError(f"register_range: start and end must be int addresses: {error}") from None
         if not 0 <= start < end <= _ADDRESS_LIMIT:
-            raise ArgumentError(f"register_range: {start:#x}-{end:#x} is empty or no address range: pass start < end")
+            raise ArgumentError(f"register_range: {_hex(start)}-{_hex(end)} is no range of addresses: pass start < end")
         flags = _core.REFUSE_HOLES | (0 if accept_file_memory else _core.REFUSE_FILES)
         try:
             return self.watch(start, end, cookie, flags)
@@ -72,7 +73,10 @@ class Ummunotify(_core.Device):
         """The memory was refused: sealed files after all, everything else with the mapping's name and the way out."""
         if error.errno not in (errno.EOPNOTSUPP, errno.EFAULT):
             raise error
-        verdict = memory.judge(start, end)
+        try:
+            verdict = memory.judge(start, end)
+        except OSError:  # no descriptor left to look with: the refusal stands, less well explained
+            raise error from None
         strict = flags & _core.REFUSE_FILES
         if verdict.kind is memory.Kind.WATCHABLE and strict:
             return self.watch(start, end, cookie, flags & ~_core.REFUSE_FILES)
@@ -87,7 +91,7 @@ class Ummunotify(_core.Device):
         Waits until there is one, `timeout` seconds at most ([] then), for 0 not at all. Signal handlers run while it
         waits; close() from another thread ends it with ClosedError.
         """
-        return [_decode(*fields) for fields in _EVENT.iter_unpack(self.read_within(timeout))]
+        return [_decode(*fields) for fields in _EVENT.iter_unpack(self.read_within(timeout, _MOST_BYTES))]
 
     def mmap(
         self,
@@ -121,12 +125,17 @@ class Ummunotify(_core.Device):
         try:
             while True:
                 await _readable(descriptor)
-                for event in self.read(timeout=0):
-                    yield event
+                # One by one: what is not taken stays in the queue when the iteration ends.
+                for fields in _EVENT.iter_unpack(self.read_within(0, _EVENT.size)):
+                    yield _decode(*fields)
         except ClosedError:
             return
         finally:
             os.close(descriptor)
+
+
+def _hex(address: int) -> str:
+    return f"{address:#x}" if abs(address) < 1 << 64 else "(beyond 64 bits)"
 
 
 def _decode(kind: int, flags: int, start: int, end: int, cookie_or_counter: int) -> Event:
