@@ -4,8 +4,7 @@
  * Properties
  *   nothing missed     a change of the memory after it was watched is reported, whether usermm_register returned or not
  *   nothing from before   the unmapping that made the address free is not reported for the region, unless the wait for
- *                      quiet was cut short: after REGISTER_WAIT_NS or because the generation moved it goes on, which must
- *                      not cost more than that
+ *                      quiet was cut short: after REGISTER_WAIT_NS it goes on, which must not cost more than that
  *   nothing left       after a failed watch the region is gone, and a region of the same cookie that another thread put in
  *                      its place meanwhile is not
  *
@@ -14,13 +13,14 @@
  *               insert, um_watch, withdraw
  *   before      munmap of the old memory there, which an earlier region left watched
  *   later       munmap of the new memory at any moment, then usermm_check of its own (um_settle)
- *   bystander   munmap of another region: for quiet it counts as well, and moves the generation of the same device
+ *   bystander   munmap of another region: counts for quiet as well, and moves the generation of the same device
  *   successor   unregisters the cookie and registers it again
  *   reader      reader(): poll, begin(), drain(), finish(); um_queue_notify finds the region, or not
  *
  * Without a protection (each must give an error):
  *   -DWITHOUT_QUIET        no quiesce
  *   -DWITHOUT_SETTLE       no um_settle: quiet only says that the message was read
+ *   -DLEAVES_EARLY         quiesce as usermm_check calls it: a moved generation ends it, which says nothing here
  *   -DWATCH_FIRST          um_watch before insert
  *   -DNO_WITHDRAW          a failed watch just returns
  *   -DWITHDRAW_BY_COOKIE   withdraw without the serial
@@ -36,7 +36,7 @@ mtype = { NOBODY, OURS, THEIRS };
 #define BYSTANDER 2
 #define SENDERS 3
 
-byte word, changing;
+byte word, generation, changing;
 bool queued[SENDERS], taken[SENDERS];
 bool mapped = true, watched = true; /* the old memory, watched by an earlier region */
 mtype region = NOBODY;              /* whose region has the cookie */
@@ -107,9 +107,13 @@ inline quiet() {
 #ifdef WITHOUT_QUIET
     skip;
 #else
+    seen = generation;
     if
     :: changing == 0
-    :: changing != 0 -> cut_short = true
+    :: changing != 0 -> cut_short = true /* the limit */
+#ifdef LEAVES_EARLY
+    :: generation != seen
+#endif
     fi;
 #endif
 #ifndef WITHOUT_SETTLE
@@ -145,7 +149,7 @@ inline withdraw() {
 }
 
 active proctype registrar() {
-    byte w;
+    byte seen, w;
     bool failed;
     atomic {
         !mapped -> mapped = true;
@@ -178,7 +182,8 @@ inline notify(from) {
 #else
     :: else -> assert(from != BEFORE || cut_short); reported = true
 #endif
-    fi
+    fi;
+    generation++
 }
 
 active proctype reader() {

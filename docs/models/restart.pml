@@ -20,14 +20,13 @@
  *   the new monitor keeps its userfaultfd and does not fail, and its word begins even
  *   nobody waits for ever (no invalid end state)
  *
- * Switches of the runs: -DNO_STRANGER; -DENDLESS_POLL, poll without a time limit; -DLOOKS_FIRST, a reader that looks at the
- * epoch before each poll, too, which the code's does not. -DENDLESS_POLL -DNO_STRANGER -DLOOKS_FIRST has to hold: then every
- * wake comes from a message and none from the limit. Without a protection (each must give an error):
- *   -DENDLESS_POLL -DLOOKS_FIRST    a stranger's silent file keeps stop() and the callers asleep
- *   -DENDLESS_POLL -DNO_STRANGER    a round that began before the epoch ended takes the doorbell's message with its own, and
- *                         no other wakes the next poll: the code's reader leaves at the limit, up to a second later
- *   -DENDLESS_POLL -DNO_STRANGER -DLOOKS_FIRST -DWITHOUT_DOORBELL   stop() wakes nobody
- *   -DENDLESS_POLL -DNO_STRANGER -DLOOKS_FIRST -DRINGS_FIRST   the doorbell before the epoch ends: a message like others
+ * Switches of the runs: -DNO_STRANGER; -DENDLESS_POLL, poll without a time limit. -DENDLESS_POLL -DNO_STRANGER has to hold:
+ * then every wake comes from a message and none from the limit. Without a protection (each must give an error):
+ *   -DENDLESS_POLL        a stranger's silent file keeps stop() and the callers asleep
+ *   -DENDLESS_POLL -DNO_STRANGER -DPOLLS_BLINDLY   the reader does not look at the epoch before it polls: a round that began
+ *                         before the epoch ended takes the doorbell's message with its own, and nothing wakes the next poll
+ *   -DENDLESS_POLL -DNO_STRANGER -DWITHOUT_DOORBELL   stop() wakes nobody
+ *   -DENDLESS_POLL -DNO_STRANGER -DRINGS_FIRST   the doorbell before the epoch ends: a message like others
  *   -DWITHOUT_JOIN        stop() does not wait for the reader, which then gives up the new monitor's userfaultfd as its own
  *   -DWITHOUT_RELEASE     the reader ends without release_watches: nobody lets the doorbell's thread go
  *   -DRELEASES_BY_FLAG    release_watches goes by descriptors_lost, which a closed pipe sets, too, and not by a probe
@@ -160,7 +159,7 @@ proctype reader(byte me) {
     bool mine, took;
 end:
     do
-#ifdef LOOKS_FIRST
+#ifndef POLLS_BLINDLY
     :: result == GOOD && epoch != me -> break
     :: result == GOOD && epoch == me ->
 #else

@@ -78,6 +78,7 @@ static void fail(int reason) {
     if (um_monitor.failure)
         return;
     um_monitor.failure = reason;
+    /* One of ours closed by a stranger, be it a pipe: none of the numbers is sure any more. */
     um_monitor.descriptors_lost = means_lost(reason) || means_lost(-um_probe());
     atomic_store(&um_monitor.page->epoch, 0);
     for (usermm_device *device = um_monitor.devices; device; device = device->next) {
@@ -165,7 +166,8 @@ static void release_watches(int uffd) {
 static void *reader(void *argument) {
     uint64_t epoch = (uint64_t)(uintptr_t)argument;
     struct pollfd fd = {.fd = um_monitor.uffd, .events = POLLIN};
-    for (int result = 0; result == 0;) {
+    /* The last read may have taken the doorbell's message with its own, and then nothing more wakes the poll. */
+    for (int result = 0; result == 0 && atomic_load(&um_monitor.page->epoch) == epoch;) {
         int ready = um_sys_poll(&fd, 1, LOOK_AGAIN_MS);
         int number = errno;
         if (!begin(epoch))
@@ -190,9 +192,10 @@ static void close_descriptors(void) {
 
 /* A watched page whose unmapping wakes the reader for the last time. */
 static void ring_doorbell(void) {
-    if (um_monitor.doorbell)
-        munmap(um_monitor.doorbell, (size_t)sysconf(_SC_PAGESIZE));
-    um_monitor.doorbell = NULL;
+    void *page = um_monitor.doorbell;
+    um_monitor.doorbell = NULL; /* first: the address may be somebody else's before munmap has returned */
+    if (page)
+        munmap(page, (size_t)sysconf(_SC_PAGESIZE));
 }
 
 /* A child has no reader, and its copies of the descriptors would keep the parent's threads waiting. */
@@ -209,6 +212,15 @@ static void in_child(void) {
     lifecycle = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
 
+/* A fork in the middle of start or stop would leave the child a userfaultfd that it does not know of. */
+static void before_fork(void) {
+    pthread_mutex_lock(&lifecycle);
+}
+
+static void in_parent(void) {
+    pthread_mutex_unlock(&lifecycle);
+}
+
 static int prepare_once(void) {
     if (um_monitor.page)
         return 0;
@@ -217,7 +229,8 @@ static int prepare_once(void) {
                                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED)
         return -ENOMEM;
-    if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) || pthread_atfork(NULL, NULL, in_child)) {
+    if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) ||
+        pthread_atfork(before_fork, in_parent, in_child)) {
         munmap(page, (size_t)sysconf(_SC_PAGESIZE));
         return -ENOMEM;
     }

@@ -66,7 +66,6 @@ def test_a_with_block_may_end_in_the_child(device: usermm.Ummunotify) -> None:
     assert _sees_a_free(device)
 
 
-@pytest.mark.xfail(strict=True, reason="closed is False in a child whatever was done: ECHILD is looked at first")
 def test_closed_tells_in_the_child_whether_close_was_called(device: usermm.Ummunotify) -> None:
     def close_and_ask() -> tuple[bool, bool]:
         before = device.closed
@@ -76,7 +75,6 @@ def test_closed_tells_in_the_child_whether_close_was_called(device: usermm.Ummun
     assert in_child(close_and_ask) == (False, True)
 
 
-@pytest.mark.xfail(strict=True, reason="closed is False in a child whatever was done: ECHILD is looked at first")
 def test_a_device_closed_before_the_fork_is_closed_in_the_child() -> None:
     device = usermm.Ummunotify()
     device.close()
@@ -119,7 +117,6 @@ def test_closing_in_the_child_closes_the_childs_descriptors(device: usermm.Ummun
     assert in_child(close_and_look) is False
 
 
-@pytest.mark.xfail(strict=True, reason="the waiters counted in the parent keep the child's read end open")
 def test_closing_in_the_child_does_so_also_when_a_thread_of_the_parent_was_reading(device: usermm.Ummunotify) -> None:
     """The reading thread does not exist in the child: nobody else would ever close the descriptor that it waited on."""
     number = device.fileno()

@@ -38,7 +38,7 @@ CALLS: Final[dict[str, Call]] = {
     "check without probe": lambda device: device.check(0, probe=False),
     "read": lambda device: device.read(),
     "read at once": lambda device: device.read(timeout=0),
-    "read_within": lambda device: device.read_within(None),
+    "read_within": lambda device: device.read_within(None, 4096),
     "read_bytes": lambda device: device.read_bytes(),
     "readinto": lambda device: device.readinto(ADDRESS, 32),
     "ioctl": lambda device: device.ioctl(abi.REGISTER_REGION, register_argument()),

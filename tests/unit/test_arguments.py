@@ -95,7 +95,6 @@ def test_a_buffer_that_is_none(device: usermm.Ummunotify, name: str) -> None:
     assert "buffer" in line or "must be" in line or "register" in line
 
 
-@pytest.mark.xfail(strict=True, reason="a device that is a str is taken for host memory")
 def test_a_tensor_whose_device_is_a_name(device: usermm.Ummunotify) -> None:
     """The array API leaves open what `device` is: CuPy's and TensorFlow's tell by number or by name."""
     assert "host" in refused_line(lambda: _core.buffer_range(tensor(device="cuda:0")), ArgumentError)
@@ -144,7 +143,6 @@ def test_a_cookie_that_is_none(device: usermm.Ummunotify, cookie: Any, kind: typ
     assert "cookie" in refused_line(lambda: device.unregister(cookie), kind)
 
 
-@pytest.mark.xfail(strict=True, reason="the message wants all digits, and str(int) refuses more than 4300")
 def test_a_cookie_of_thousands_of_digits(device: usermm.Ummunotify) -> None:
     with pytest.raises(ArgumentError):
         device.unregister(10**5000)
@@ -162,9 +160,7 @@ def test_the_exception_of_an_objects_own_conversion_is_kept(device: usermm.Ummun
     """It may be a MemoryError or a KeyboardInterrupt; at the least it is the cause."""
     with pytest.raises((ZeroDivisionError, ArgumentTypeError)) as caught:
         device.register(memory, RaisesWhenAsked())  # type: ignore[arg-type]
-    error = caught.value
-    if not isinstance(error, ZeroDivisionError):
-        pytest.xfail("um_to_u64 replaces whatever __index__ raised, without a cause")
+    assert isinstance(caught.value, ZeroDivisionError) or isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_duplicate_cookie(device: usermm.Ummunotify) -> None:
@@ -218,8 +214,7 @@ def test_a_range_that_is_none(
 def test_a_range_with_an_absurd_end_gets_a_short_message(device: usermm.Ummunotify) -> None:
     with pytest.raises(ArgumentError) as caught:
         device.register_range(0, 10**3000)
-    if len(str(caught.value)) > 400:
-        pytest.xfail("the message holds all digits")
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("limits", [(8192, 4096), (4096, 4096), (0, 0), (1 << 47, 1 << 48), (2**64 - 1, 0), (0, 4096)])
@@ -254,7 +249,6 @@ def test_an_opening_that_is_refused(
     assert not device.closed
 
 
-@pytest.mark.xfail(strict=True, reason="PyArg_ParseTupleAndKeywords raises plain TypeError and OverflowError")
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [

@@ -62,7 +62,7 @@ def _read(device: Device) -> None:
 
 def _read_within(device: Device) -> None:
     _hit(device)
-    assert len(device.read_within(0)) == 64
+    assert len(device.read_within(0, 4096)) == 64
     device.unregister(COOKIE)
 
 
@@ -168,7 +168,7 @@ ERRORS: Final[dict[str, Callable[[Device], Any]]] = {
     "check names": lambda device: device.check(0, bogus=1),
     "read timeout": lambda device: device.read(timeout=-1),
     "read type": lambda device: device.read(timeout="x"),
-    "read_within nan": lambda device: device.read_within(float("nan")),
+    "read_within nan": lambda device: device.read_within(float("nan"), 32),
     "read_bytes nothing": lambda device: device.read_bytes(),
     "read_bytes type": lambda device: device.read_bytes("x"),
     "readinto nothing": lambda device: device.readinto(0, 32),

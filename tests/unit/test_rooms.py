@@ -52,8 +52,9 @@ def within(name: str, allowed: str) -> bool:
 
 def speaks(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "exit", "quit"):
-            if not any(keyword.arg == "file" for keyword in node.keywords):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            to_a_stream = any(keyword.arg == "file" for keyword in node.keywords)
+            if node.func.id in ("print", "exit", "quit") and not to_a_stream:
                 yield node.func.id
 
 
