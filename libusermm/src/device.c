@@ -12,8 +12,8 @@
 #define SHUT_DOWN UINT64_MAX
 #define REGIONS_PER_LOCK 64
 #define WAIT_SLICE_MS 1000
-#define CHECK_WAIT_NS 100000000  /* an answer of "changed" costs the caller a registration */
-#define REGISTER_WAIT_NS 1000000 /* going on costs at most an event from before */
+#define CHECK_WAIT_NS 100000000   /* an answer of "changed" costs the caller a registration */
+#define REGISTER_WAIT_NS 10000000 /* going on costs at most an event from before */
 
 int um_device_state(const usermm_device *device) {
     uint64_t epoch = atomic_load(&device->epoch);

@@ -61,6 +61,16 @@ static int ensure_page(usermm_device *device) {
     return 0;
 }
 
+/* A copy, since another thread may shut the device down before the descriptor is used. */
+static int duplicate_page_fd(usermm_device *device) {
+    sigset_t saved;
+    um_lock(&saved);
+    int fd = fcntl(device->page_fd, F_DUPFD_CLOEXEC, 0);
+    int result = fd < 0 ? -errno : fd;
+    um_unlock(&saved);
+    return result;
+}
+
 int usermm_map(usermm_device *device, size_t length, int prot, int flags, int64_t offset, void **ret_address) {
     int state = um_device_state(device);
     if (state)
@@ -69,12 +79,17 @@ int usermm_map(usermm_device *device, size_t length, int prot, int flags, int64_
         return -EINVAL;
     if (prot & PROT_WRITE && (flags & MAP_TYPE) != MAP_PRIVATE)
         return -EACCES; /* as for any file that is open for reading only */
+    if (flags & MAP_ANONYMOUS)
+        return -EINVAL; /* would be another page, whose generation never moves */
     state = ensure_page(device);
-    if (state)
-        return state;
-    void *address = mmap(NULL, length, prot, flags, device->page_fd, 0);
+    int fd = state ? state : duplicate_page_fd(device);
+    if (fd < 0)
+        return fd;
+    void *address = mmap(NULL, length, prot, flags, fd, 0);
+    int number = errno;
+    close(fd);
     if (address == MAP_FAILED)
-        return -errno;
+        return -number;
     *ret_address = address;
     return 0;
 }

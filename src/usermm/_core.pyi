@@ -28,7 +28,7 @@ class Device:
     def flags(self) -> int:
         """The flags given when it was opened."""
 
-    def check(self, seen: int, probe: bool = True) -> bool:
+    def check(self, seen: int, /, probe: bool = True) -> bool:
         """True when no region of this device lost memory since its generation was `seen`.
 
         With `probe` (one system call) a change that another thread is still inside counts too: an address that it gave

@@ -474,7 +474,6 @@ def test_freeing_after_the_number_became_another_file_neither_hangs_nor_goes_unn
     assert run_program(text, tmp_path, timeout_s=5).stdout == "noticed\n"
 
 
-@pytest.mark.xfail(strict=True, reason="usermm_map passes every flag on to mmap(2)")
 @pytest.mark.parametrize("flags", ["0x11", "0x22", "2**32 + 1"], ids=["MAP_FIXED", "MAP_ANONYMOUS", "above 32 bits"])
 def test_flags_that_would_map_another_page(tmp_path: Path, flags: str) -> None:
     """With MAP_FIXED the page landed at address 0; with MAP_ANONYMOUS its generation would never move."""

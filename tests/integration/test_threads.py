@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.arena import Arena
 from support.calls import CALLS, refused_line
 
 import usermm
 from usermm import _core
+from usermm.monitors import calls
 
 MEBIBYTE = 1 << 20
 MAPPED_BYTES = 33 * MEBIBYTE  # above the largest threshold of malloc(3): a mapping of its own, unmapped by free
@@ -303,7 +303,6 @@ def test_memory_that_stays_is_never_reported_whatever_others_free() -> None:
         assert watcher.read(timeout=0) == []
 
 
-@pytest.mark.xfail(strict=False, reason="register stops waiting for quiet when another hit moves the generation")
 def test_nothing_from_before_the_registration_is_reported(device: usermm.Ummunotify) -> None:
     """An address that another thread has just given back: its own unmapping is over before the registration.
 
@@ -313,14 +312,13 @@ def test_nothing_from_before_the_registration_is_reported(device: usermm.Ummunot
     stop = threading.Event()
 
     def reuse(number: int) -> None:
-        arena = Arena()
         for step in range(300):
-            start = arena.mmap(0, mmap.PAGESIZE, replace=False)  # wherever the kernel likes: what was freed last
+            start = calls.map_memory(mmap.PAGESIZE)  # wherever the kernel likes: what was freed last
             cookie = (number << 32) + step
             device.register_range(start, start + mmap.PAGESIZE, cookie)
             if cookie in reported:
                 wrong.append(cookie)
-            arena.munmap(start, mmap.PAGESIZE)
+            calls.unmap(start, mmap.PAGESIZE)
             device.unregister(cookie)
         stop.set()
 

@@ -254,5 +254,5 @@ def test_numpy_churn_in_eight_threads() -> None:
     assert len(os.listdir("/proc/self/task")) == threads
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert _resident_bytes() - before < 32 << 20
-    if early:
-        pytest.xfail(f"{len(early)} hits from before the registration: the wait for quiet ends when another hit comes")
+    # Allowed, seldom: beside steady changes a registration waits 10 ms for a quiet moment, and then goes on without.
+    assert len(early) <= OPERATIONS // 10_000

@@ -83,7 +83,8 @@ class Ummunotify(_core.Device):
         reason = str(verdict)
         if verdict.kind is memory.Kind.BLIND_SPOT and not strict:
             reason = f"{verdict.reason}; this kernel watches no such files (6.7 does): register a copy"
-        raise refused(error.errno, f"register({start:#x}-{end:#x})", reason) from None
+        number = errno.EFAULT if verdict.mapping is None else error.errno  # None: nothing is mapped there
+        raise refused(number, f"register({start:#x}-{end:#x})", reason) from None
 
     def read(self, timeout: float | None = None) -> list[Event]:
         """The next events, at most 128: Invalidation for each region hit, then Last once the queue is drained.
@@ -103,8 +104,10 @@ class Ummunotify(_core.Device):
         """Maps the page whose first eight bytes are the generation, read-only; the view outlives the device.
 
         A load from it can come before the monitor has counted a change (microseconds); `generation` never does. EINVAL:
-        offset not 0 or length outside 1..4096; EACCES: a writable shared mapping.
+        offset not 0, length outside 1..4096, or other flags; EACCES: a writable shared mapping.
         """
+        if flags not in (_mmap.MAP_SHARED, _mmap.MAP_PRIVATE):
+            raise refused(errno.EINVAL, "mmap", f"flags must be MAP_SHARED or MAP_PRIVATE, not {flags!r}")
         return self.map_page(length, prot, flags, offset)
 
     def __enter__(self) -> Self:
