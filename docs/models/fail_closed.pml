@@ -7,10 +7,10 @@
  * that wait for it, go.
  *
  * Steps and the code they stand for:
- *   caller    the system call, then usermm_check: quiesce = um_device_state, wait_until_quiet, lost -> um_monitor_fail; then
+ *   caller    the system call, then usermm_check: um_quiesce = um_device_state, wait_until_quiet, lost -> um_monitor_fail; then
  *             usermm_generation
  *   other     a thread that takes a new generation: usermm_generation
- *   reader    reader(): poll, begin(), drain() = um_probe + read + apply(), finish() -> fail(), release_watches()
+ *   reader    um_reader(): poll, begin(), drain() = um_probe + read + apply(), finish() -> um_monitor_fail_locked(), release_watches()
  *   stranger  close(2) of a number that is not its own, then perhaps another file on it, never ready
  * Properties
  *   a check after the own call returned never answers "unchanged"
@@ -22,7 +22,7 @@
  *
  * Without a protection (each must give an error):
  *   -DWITHOUT_PROBE      usermm_check(USERMM_PROBE_NONE) beside a stranger: exact only once the reader noticed
- *   -DGENERATION_FIRST   fail() moves the generations, then clears the epoch
+ *   -DGENERATION_FIRST   um_monitor_fail_locked() moves the generations, then clears the epoch
  *   -DSTATE_FIRST        usermm_generation looks at the state, then loads
  *   -DENDLESS_POLL       poll without a time limit: a stranger's silent file on the number keeps the callers asleep
  *   -DEVEN_BEFORE_FAIL -DWITHOUT_PROBE -DNO_STRANGER   finish() makes the word even, then fails
@@ -85,7 +85,7 @@ inline ask() {
     assert(!ok || made_by_failure == 0 || now != made_by_failure)
 }
 
-inline quiesce() {
+inline um_quiesce() {
 #ifdef WITHOUT_PROBE
     skip
 #else
@@ -121,7 +121,7 @@ active proctype caller() {
         :: sent -> atomic { !queued || released -> queued = false; changing-- }
         :: else
         fi;
-        quiesce();
+        um_quiesce();
         ask();
         assert(!ok || now != seen);
         calls++
@@ -216,7 +216,7 @@ inline finish() {
 #endif
 }
 
-active proctype reader() {
+active proctype um_reader() {
     mtype ready, result = READY;
     bool took;
 end:

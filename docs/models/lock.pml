@@ -8,7 +8,7 @@
  *   holder    any thread in usermm_register, usermm_read, ...: um_lock, its work, um_unlock
  *   handler   runs in the holder's thread, which stands still meanwhile: two calls that unmap watched memory
  *   unmapper  another thread that unmaps
- *   reader    reader(): poll, begin(), drain() = um_probe + read + apply() with the lock held, finish(); its signals are
+ *   reader    um_reader(): poll, begin(), drain() = um_probe + read + apply() with the lock held, finish(); its signals are
  *             always blocked
  * Property: nobody waits for ever (no invalid end state).
  *
@@ -66,7 +66,7 @@ active proctype unmapper() {
     unmap(UNMAPPER)
 }
 
-active proctype reader() {
+active proctype um_reader() {
 end:
     do
     :: queued[HOLDER] || queued[UNMAPPER] ->

@@ -8,9 +8,9 @@
  *
  * Steps and the code they stand for:
  *   unmapper  munmap: the address is free, mmap_changing up, lock dropped, message, asleep until read, mmap_changing down
- *   taker     mmap gets the address, then usermm_check(USERMM_PROBE_WAIT): quiesce -> wait_until_quiet -> um_probe, then
+ *   taker     mmap gets the address, then usermm_check(USERMM_PROBE_WAIT): um_quiesce -> wait_until_quiet -> um_probe, then
  *             usermm_generation -> um_settle
- *   reader    reader(): poll, begin(), drain(), finish()
+ *   reader    um_reader(): poll, begin(), drain(), finish()
  * Each address has a device of its own, so that a notification for the other cannot hide its own lateness.
  *
  * Without a protection (each must give an error):
@@ -66,7 +66,7 @@ proctype taker(byte at) {
     assert(now != SEEN)
 }
 
-active proctype reader() {
+active proctype um_reader() {
     byte i;
 end:
     do

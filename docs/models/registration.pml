@@ -9,18 +9,18 @@
  *                      its place meanwhile is not
  *
  * Steps and the code they stand for:
- *   registrar   mmap gets the address that `before` freed; usermm_register: quiesce -> wait_until_quiet, um_settle,
+ *   registrar   mmap gets the address that `before` freed; usermm_register: um_quiesce -> wait_until_quiet, um_settle,
  *               insert, um_watch, withdraw
  *   before      munmap of the old memory there, which an earlier region left watched
  *   later       munmap of the new memory at any moment, then usermm_check of its own (um_settle)
  *   bystander   munmap of another region: counts for quiet as well, and moves the generation of the same device
  *   successor   unregisters the cookie and registers it again
- *   reader      reader(): poll, begin(), drain(), finish(); um_queue_notify finds the region, or not
+ *   reader      um_reader(): poll, begin(), drain(), finish(); um_queue_notify finds the region, or not
  *
  * Without a protection (each must give an error):
- *   -DWITHOUT_QUIET        no quiesce
+ *   -DWITHOUT_QUIET        no um_quiesce
  *   -DWITHOUT_SETTLE       no um_settle: quiet only says that the message was read
- *   -DLEAVES_EARLY         quiesce as usermm_check calls it: a moved generation ends it, which says nothing here
+ *   -DLEAVES_EARLY         um_quiesce as usermm_check calls it: a moved generation ends it, which says nothing here
  *   -DWATCH_FIRST          um_watch before insert
  *   -DNO_WITHDRAW          a failed watch just returns
  *   -DWITHDRAW_BY_COOKIE   withdraw without the serial
@@ -186,7 +186,7 @@ inline notify(from) {
     generation++
 }
 
-active proctype reader() {
+active proctype um_reader() {
     byte i;
 end:
     do

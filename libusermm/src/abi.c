@@ -1,11 +1,10 @@
-/* The ioctls of both versions, and copies to and from pointers that the caller may have got wrong. */
+/* The ioctls of both versions. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 #include <sys/ioctl.h>
-#include <sys/uio.h>
 
+#include "copy.h"
 #include "device.h"
 #include "monitor.h"
 #include "sys.h"
@@ -25,32 +24,12 @@ struct register_v1 {
 #define V1_REGISTER_REGION _IOWR('U', 1, struct register_v1)
 #define V1_UNREGISTER_REGION _IOW('U', 2, uint64_t)
 
-/* The kernel copies for us, so a bad pointer is an error and not a crash. */
-static int copy_between(void *mine, void *theirs, size_t size, bool out) {
-    struct iovec local = {mine, size}, remote = {theirs, size};
-    ssize_t done = out ? process_vm_writev(getpid(), &local, 1, &remote, 1, 0)
-                       : process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
-    if (done < 0 && (errno == EPERM || errno == ENOSYS)) { /* a sandbox forbids it: trust the pointer as C does */
-        memcpy(out ? theirs : mine, out ? mine : theirs, size);
-        return 0;
-    }
-    return done == (ssize_t)size ? 0 : -EFAULT;
-}
-
-int um_copy_out(void *theirs, const void *mine, size_t size) {
-    return size ? copy_between((void *)mine, theirs, size, true) : 0;
-}
-
-static int copy_in(void *mine, void *theirs, size_t size) {
-    return copy_between(mine, theirs, size, false);
-}
-
 /* Allowed once, as the first use; the attempt counts. No feature is defined, so the answer is none of them. */
 static int exchange_features(usermm_device *device, void *argument) {
     uint32_t features;
     if (atomic_exchange(&device->used, true))
         return -EINVAL;
-    if (copy_in(&features, argument, sizeof features))
+    if (um_copy_in(&features, argument, sizeof features))
         return -EFAULT;
     features = 0;
     return um_copy_out(argument, &features, sizeof features);
@@ -58,14 +37,14 @@ static int exchange_features(usermm_device *device, void *argument) {
 
 static int register_v2(usermm_device *device, void *argument) {
     struct register_v2 request;
-    if (copy_in(&request, argument, sizeof request))
+    if (um_copy_in(&request, argument, sizeof request))
         return -EFAULT;
     return usermm_register(device, request.start, request.end, request.user_cookie, 0);
 }
 
 static int register_v1(usermm_device *device, void *argument) {
     struct register_v1 request;
-    if (copy_in(&request, argument, sizeof request))
+    if (um_copy_in(&request, argument, sizeof request))
         return -EFAULT;
     if (request.intf_version != 1)
         return -EINVAL;
@@ -74,7 +53,7 @@ static int register_v1(usermm_device *device, void *argument) {
 
 static int unregister(usermm_device *device, void *argument) {
     uint64_t cookie;
-    if (copy_in(&cookie, argument, sizeof cookie))
+    if (um_copy_in(&cookie, argument, sizeof cookie))
         return -EFAULT;
     return usermm_unregister(device, cookie);
 }

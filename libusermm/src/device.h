@@ -43,6 +43,16 @@ struct usermm_device {
 /* 0, or why the device cannot be used: -EBADF, -ECHILD, -EIO. */
 int um_device_state(const usermm_device *device);
 
+/*
+ * Waits until no change of watched memory is under way. 0: quiet; 1: not within limit_ns; -EAGAIN: not, with limit_ns
+ * 0; or as um_lost. With `seen`, a generation that has moved on ends it early: that answers a check.
+ */
+int um_quiesce(const usermm_device *device, const uint64_t *seen, int64_t limit_ns);
+
+/* `result` of a call says that the number is not our userfaultfd: the device was shut down, or the monitor has to fail.
+ */
+int um_lost(const usermm_device *device, int result);
+
 /* A notification for [start, end), from the reader, with the lock held. */
 int um_queue_notify(uint64_t start, uint64_t end);
 
@@ -51,9 +61,6 @@ void um_queue_advance(usermm_device *device);
 
 /* Takes a region out of both trees and the queue. With the lock held. */
 void um_queue_remove(struct um_region *region);
-
-/* Copies `size` bytes to a pointer of the caller. 0 or -EFAULT. */
-int um_copy_out(void *theirs, const void *mine, size_t size);
 
 /* Makes [start, end) report to the monitor. As usermm_register, and -EBADF or -ENOTTY: the descriptor is not ours. */
 int um_watch(uint64_t start, uint64_t end, unsigned flags);

@@ -57,12 +57,19 @@ void um_monitor_leave(usermm_device *device);
  * is the caller's device's, so that a late caller cannot fail the monitor's next life.
  */
 void um_monitor_fail(uint64_t epoch, int reason);
+/* The same for whoever holds the lock and knows that the epoch lives. */
+void um_monitor_fail_locked(int reason);
 
 /* Waits until every message that was read before this call has been applied. */
 void um_settle(void);
 
 /* 0: no change of watched memory is under way; 1: one is; negative errno: the descriptor is not our userfaultfd. */
 int um_probe(void);
+/* Whether an errno of the probe says that the number is closed or somebody else's file. */
+bool um_means_lost(int number);
+
+/* The reader thread; `argument` is its epoch. */
+void *um_reader(void *argument);
 
 /* One step of waiting for another thread: spins, then yields, then sleeps longer and longer. */
 void um_backoff(unsigned attempt);

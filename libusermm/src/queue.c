@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <string.h>
 
+#include "copy.h"
 #include "device.h"
 #include "monitor.h"
 #include "sys.h"

@@ -1,0 +1,180 @@
+/* Starting the monitor for the first device, stopping it after the last one, and forks in between. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+
+#include "device.h"
+#include "kernel.h"
+#include "monitor.h"
+#include "sys.h"
+#include "userfaultfd.h"
+
+#define READER_STACK_BYTES (512 * 1024)
+
+/* Starting and stopping. The reader never takes it, so it may be held over allocations. */
+static pthread_mutex_t lifecycle = PTHREAD_MUTEX_INITIALIZER;
+
+static void close_descriptors(void) {
+    int fds[] = {atomic_exchange(&um_monitor.uffd, -1), um_monitor.maps_fd};
+    um_monitor.maps_fd = -1;
+    for (int i = 0; i < 2; i++)
+        if (fds[i] >= 0 && !um_monitor.descriptors_lost)
+            close(fds[i]);
+}
+
+/* A watched page whose unmapping wakes the reader for the last time. */
+static void ring_doorbell(void) {
+    void *page = um_monitor.doorbell;
+    um_monitor.doorbell = NULL; /* first: the address may be somebody else's before munmap has returned */
+    if (page)
+        munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+}
+
+/* A child has no reader, and its copies of the descriptors would keep the parent's threads waiting. */
+static void in_child(void) {
+    close_descriptors();
+    ring_doorbell(); /* not watched here */
+    um_monitor.open_devices = 0;
+    um_monitor.failure = 0;
+    um_monitor.regions = NULL; /* the parent's; not freed, another thread may have been changing them */
+    um_monitor.region_count = 0;
+    um_monitor.devices = NULL;
+    atomic_store(&um_monitor.notifications, 0);
+    um_monitor.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    lifecycle = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+}
+
+/* A fork in the middle of start or stop would leave the child a userfaultfd that it does not know of. */
+static void before_fork(void) {
+    pthread_mutex_lock(&lifecycle);
+}
+
+static void in_parent(void) {
+    pthread_mutex_unlock(&lifecycle);
+}
+
+static int prepare_once(void) {
+    if (um_monitor.page)
+        return 0;
+    void *page = um_fault("mmap") ? MAP_FAILED
+                                  : mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return -ENOMEM;
+    if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) ||
+        pthread_atfork(before_fork, in_parent, in_child)) {
+        munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+        return -ENOMEM;
+    }
+    um_monitor.page = page;
+    return 0;
+}
+
+static int start_reader(void) {
+    pthread_attr_t attributes;
+    sigset_t all, saved;
+    if (pthread_attr_init(&attributes))
+        return -ENOMEM;
+    pthread_attr_setstacksize(&attributes, READER_STACK_BYTES);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &saved);
+    int result = um_fault("pthread_create")
+                     ? EAGAIN
+                     : pthread_create(&um_monitor.reader, &attributes, um_reader, (void *)(uintptr_t)um_monitor.epoch);
+    pthread_sigmask(SIG_SETMASK, &saved, NULL);
+    pthread_attr_destroy(&attributes);
+    return result ? -ENOMEM : 0;
+}
+
+/* /proc/self/maps for questions about mappings, and a placeholder for release_watches; where there is no /proc, only
+ * that. */
+static int open_maps(void) {
+    int fd = um_fault("open") ? um_sys_fail(EMFILE) : open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    um_monitor.maps_fd = fd >= 0 || errno == EMFILE || errno == ENFILE ? fd : open("/", O_PATH | O_CLOEXEC);
+    return um_monitor.maps_fd < 0 ? -errno : 0;
+}
+
+static int hang_doorbell(void) {
+    size_t size = (size_t)sysconf(_SC_PAGESIZE);
+    void *page = um_fault("mmap") ? MAP_FAILED : mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return -ENOMEM;
+    um_monitor.doorbell = page;
+    struct uffdio_register request = {.range = {(uintptr_t)page, size}, .mode = UFFDIO_REGISTER_MODE_WP};
+    return um_sys_ioctl(um_monitor.uffd, UFFDIO_REGISTER, &request) ? -errno : 0;
+}
+
+static int start(void) {
+    int uffd, result = prepare_once();
+    if (result == 0)
+        result = um_userfaultfd_open(&uffd);
+    if (result)
+        return result;
+    atomic_store(&um_monitor.uffd, uffd);
+    um_monitor.failure = 0;
+    um_monitor.descriptors_lost = false;
+    um_monitor.process = getpid();
+    um_monitor.epoch++;
+    result = open_maps();
+    if (result == 0)
+        result = hang_doorbell();
+    atomic_store(&um_monitor.page->epoch, um_monitor.epoch);
+    if (result == 0)
+        result = start_reader();
+    if (result) {
+        atomic_store(&um_monitor.page->epoch, 0);
+        close_descriptors(); /* before the doorbell: nobody would read its message */
+        ring_doorbell();
+    }
+    return result;
+}
+
+static void stop(void) {
+    sigset_t saved;
+    um_lock(&saved);
+    atomic_store(&um_monitor.page->epoch, 0); /* from here on the reader begins nothing */
+    if (!um_monitor.failure)                  /* after a failure the number may hold the placeholder */
+        um_monitor.descriptors_lost = um_means_lost(-um_probe());
+    um_unlock(&saved);
+    ring_doorbell();
+    pthread_join(um_monitor.reader, NULL);
+    close_descriptors();
+}
+
+int um_monitor_join(usermm_device *device) {
+    sigset_t saved;
+    pthread_mutex_lock(&lifecycle);
+    if (um_monitor.open_devices && um_monitor.process != getpid())
+        in_child(); /* made by a bare clone, past fork's handlers */
+    um_lock(&saved);
+    int result = um_monitor.failure && um_monitor.open_devices ? -EIO : 0;
+    um_unlock(&saved);
+    if (result == 0 && um_monitor.open_devices == 0)
+        result = start();
+    if (result == 0) {
+        um_monitor.open_devices++;
+        um_lock(&saved);
+        atomic_store(&device->epoch, um_monitor.epoch);
+        device->next = um_monitor.devices;
+        device->link = &um_monitor.devices;
+        if (device->next)
+            device->next->link = &device->next;
+        um_monitor.devices = device;
+        um_unlock(&saved);
+    }
+    pthread_mutex_unlock(&lifecycle);
+    return result;
+}
+
+void um_monitor_leave(usermm_device *device) {
+    sigset_t saved;
+    pthread_mutex_lock(&lifecycle);
+    um_lock(&saved);
+    *device->link = device->next;
+    if (device->next)
+        device->next->link = device->link;
+    um_unlock(&saved);
+    if (--um_monitor.open_devices == 0)
+        stop();
+    pthread_mutex_unlock(&lifecycle);
+}

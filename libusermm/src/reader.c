@@ -1,0 +1,98 @@
+/* The reader thread: from a message of the kernel to what it does to regions. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+
+#include "device.h"
+#include "kernel.h"
+#include "monitor.h"
+#include "sys.h"
+
+#define MESSAGES_PER_READ 16
+#define LOOK_AGAIN_MS 1000
+
+static int apply(const struct uffd_msg *message) {
+    atomic_fetch_add_explicit(&um_monitor.notifications, 1, memory_order_relaxed);
+    switch (message->event) {
+    case UFFD_EVENT_UNMAP:
+    case UFFD_EVENT_REMOVE:
+        return um_queue_notify(message->arg.remove.start, message->arg.remove.end);
+    case UFFD_EVENT_REMAP:
+        return um_queue_notify(message->arg.remap.from, message->arg.remap.from + message->arg.remap.len);
+    default:
+        return -EPROTO;
+    }
+}
+
+/* One read and what it brought. The descriptor is tried first: reading a stranger's file would take its data. */
+static int drain(int uffd) {
+    struct uffd_msg messages[MESSAGES_PER_READ];
+    int result = um_probe();
+    if (result < 0)
+        return result;
+    ssize_t size = um_sys_read(uffd, messages, sizeof messages);
+    if (size < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno; /* EAGAIN: the unmapping thread was killed */
+    if (size % (ssize_t)sizeof *messages)
+        return -EPROTO;
+    result = 0;
+    pthread_mutex_lock(&um_monitor.lock);
+    for (ssize_t i = 0; i < size / (ssize_t)sizeof *messages && result == 0; i++)
+        result = apply(&messages[i]);
+    pthread_mutex_unlock(&um_monitor.lock);
+    return result;
+}
+
+/* Odd before the read that lets the unmapping thread go on: whoever sees odd waits for what that thread did. */
+static bool begin(uint64_t epoch) {
+    pthread_mutex_lock(&um_monitor.lock);
+    bool alive = atomic_load(&um_monitor.page->epoch) == epoch;
+    if (alive)
+        atomic_fetch_add(&um_monitor.page->in_flight, 1);
+    pthread_mutex_unlock(&um_monitor.lock);
+    return alive;
+}
+
+static void finish(int result) {
+    if (result < 0) {
+        pthread_mutex_lock(&um_monitor.lock);
+        um_monitor_fail_locked(-result);
+        pthread_mutex_unlock(&um_monitor.lock);
+    }
+    atomic_fetch_add(&um_monitor.page->in_flight, 1);
+}
+
+/*
+ * Lets all waiting threads go. Another file takes the number until the monitor stops, so that a call which has just
+ * loaded it reaches no stranger's. A descriptor that is not ours any more is left alone: the file ends with our poll.
+ */
+static void release_watches(int uffd) {
+    if (!um_means_lost(-um_probe()) && dup3(um_monitor.maps_fd, uffd, O_CLOEXEC) < 0)
+        close(uffd);
+}
+
+/*
+ * The reader. It never takes the interpreter's lock, allocates, frees or unmaps; all signals are blocked, so no handler
+ * runs here. Even its exit must come after the release: a thread's end discards its stack, which may be watched.
+ *
+ * The limit on poll is for strangers: poll keeps the file alive but looks its number up anew, so with another file in
+ * our number a message wakes it in vain, and whoever sent it would wait for ever.
+ */
+void *um_reader(void *argument) {
+    uint64_t epoch = (uint64_t)(uintptr_t)argument;
+    struct pollfd fd = {.fd = um_monitor.uffd, .events = POLLIN};
+    /* The last read may have taken the doorbell's message with its own, and then nothing more wakes the poll. */
+    for (int result = 0; result == 0 && atomic_load(&um_monitor.page->epoch) == epoch;) {
+        int ready = um_sys_poll(&fd, 1, LOOK_AGAIN_MS);
+        int number = errno;
+        if (!begin(epoch))
+            break; /* stopped or failed */
+        if (ready >= 0)
+            result = drain(fd.fd);
+        else if (number != EINTR)
+            result = -number;
+        finish(result);
+    }
+    release_watches(fd.fd);
+    return NULL;
+}

@@ -1,0 +1,76 @@
+/* Registering and unregistering regions. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stddef.h>
+
+#include "device.h"
+#include "monitor.h"
+#include "sys.h"
+
+#define REGISTER_WAIT_NS 10000000 /* going on costs at most an event from before */
+
+static int insert(usermm_device *device, struct um_region *region) {
+    sigset_t saved;
+    um_lock(&saved);
+    int result = um_device_state(device);
+    if (result == 0 && um_tree_find(device->cookies, region->by_cookie.key))
+        result = -EINVAL;
+    if (result == 0) {
+        region->by_start.serial = region->by_cookie.serial = ++um_monitor.next_serial;
+        um_tree_insert(&um_monitor.regions, &region->by_start);
+        um_tree_insert(&device->cookies, &region->by_cookie);
+        um_monitor.region_count++;
+    }
+    um_unlock(&saved);
+    return result;
+}
+
+/* `serial` 0 takes whatever region has the cookie. */
+static int withdraw(usermm_device *device, uint64_t cookie, uint64_t serial) {
+    struct um_region *region = NULL;
+    sigset_t saved;
+    um_lock(&saved);
+    struct um_node *node = um_tree_find(device->cookies, cookie);
+    if (node && (serial == 0 || node->serial == serial)) {
+        region = (struct um_region *)((char *)node - offsetof(struct um_region, by_cookie));
+        um_queue_remove(region);
+    }
+    um_unlock(&saved);
+    free(region);
+    return region ? 0 : -EINVAL;
+}
+
+/*
+ * Quiet first, or a change from before would be reported; then insert, then watch, so that no change after is missed.
+ * Once inserted the region belongs to the device: another thread may unregister it, so only its serial is kept.
+ */
+int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_t cookie, unsigned flags) {
+    int result = um_quiesce(device, NULL, REGISTER_WAIT_NS);
+    if (result < 0)
+        return result;
+    atomic_store(&device->used, true);
+    um_settle();
+    struct um_region *region = um_sys_alloc(sizeof *region);
+    if (!region)
+        return -ENOMEM;
+    region->device = device;
+    region->by_start.key = start;
+    region->by_start.end = end;
+    region->by_cookie.key = cookie;
+    result = insert(device, region);
+    if (result) {
+        free(region);
+        return result;
+    }
+    uint64_t serial = region->by_cookie.serial;
+    result = um_watch(start, end, flags);
+    if (result)
+        withdraw(device, cookie, serial);
+    return result == -EBADF || result == -ENOTTY ? um_lost(device, result) : result;
+}
+
+int usermm_unregister(usermm_device *device, uint64_t cookie) {
+    um_settle();
+    int state = um_device_state(device);
+    return state ? state : withdraw(device, cookie, 0);
+}
