@@ -14,7 +14,8 @@
 #define EXCHANGE_FEATURES 0xC0045501ul /* the one request that writes to its argument */
 
 struct device {
-    PyObject_HEAD usermm_device *core; /* NULL only when the constructor failed */
+    PyObject ob_base;
+    usermm_device *core; /* never NULL: opened before there is an object */
     uint64_t next_cookie;
     uint64_t shown;     /* the generation that was handed out last */
     PyObject *shown_as; /* and its int: above 256 a new one each time would be a third of the property's price */
@@ -32,8 +33,10 @@ static const struct module_state *state_of(PyObject *self) {
 static void device_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    if (core_of(self))
-        usermm_close(core_of(self));
+    usermm_device *core = core_of(self);
+    Py_BEGIN_ALLOW_THREADS /* the last close waits for the reader to end */
+    usermm_close(core);
+    Py_END_ALLOW_THREADS
     Py_XDECREF(((struct device *)self)->shown_as);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
@@ -104,7 +107,8 @@ __attribute__((flatten)) static PyObject *check(PyObject *self, PyObject *const 
         return NULL;
     int result = usermm_check(core_of(self), seen, probe ? USERMM_PROBE_TRY : USERMM_PROBE_NONE);
     if (result == -EAGAIN) {
-        Py_BEGIN_ALLOW_THREADS result = usermm_check(core_of(self), seen, USERMM_PROBE_WAIT);
+        Py_BEGIN_ALLOW_THREADS
+        result = usermm_check(core_of(self), seen, USERMM_PROBE_WAIT);
         Py_END_ALLOW_THREADS
     }
     return result < 0 ? um_raise(state, result, "check", NULL) : Py_NewRef(result ? Py_True : Py_False);
@@ -127,7 +131,8 @@ static PyObject *watch(PyObject *self, PyObject *const *args, Py_ssize_t count, 
     do {
         if (own)
             cookie = FIRST_OWN_COOKIE + device->next_cookie++;
-        Py_BEGIN_ALLOW_THREADS result = usermm_register(device->core, start, end, cookie, (unsigned)flags);
+        Py_BEGIN_ALLOW_THREADS
+        result = usermm_register(device->core, start, end, cookie, (unsigned)flags);
         Py_END_ALLOW_THREADS
     } while (own && result == -EINVAL);
     if (result == 0)
@@ -171,9 +176,12 @@ static int wait_readable(usermm_device *core, double deadline_s) {
     int result, timeout_ms = left_s * 1000 < LONGEST_WAIT_MS ? (int)ceil(left_s * 1000) : LONGEST_WAIT_MS;
     if (left_s <= 0)
         return -EAGAIN;
-    Py_BEGIN_ALLOW_THREADS result = usermm_wait(core, timeout_ms);
-    Py_END_ALLOW_THREADS if (result == -EINTR) return PyErr_CheckSignals() ? 1 : 0;
-    return result < 0 ? result : 0;
+    Py_BEGIN_ALLOW_THREADS
+    result = usermm_wait(core, timeout_ms);
+    Py_END_ALLOW_THREADS
+    if (PyErr_CheckSignals())
+        return 1;
+    return result == -EINTR || result > 0 ? 0 : result;
 }
 
 /* The device's read that waits until the deadline. -errno, or -1 with `*ret_raised` set. */
@@ -195,6 +203,8 @@ static int parse_deadline(const struct module_state *state, PyObject *timeout, d
     if (timeout == Py_None)
         return 0;
     double timeout_s = PyFloat_AsDouble(timeout);
+    if (timeout_s == -1.0 && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError))
+        return -1; /* the object's own __float__ failed */
     if (timeout_s == -1.0 && PyErr_Occurred())
         return um_raise_from_pending(state->argument_type_error, "timeout must be seconds or None");
     if (!(timeout_s >= 0)) {
@@ -274,7 +284,7 @@ static PyObject *readinto(PyObject *self, PyObject *const *args, Py_ssize_t coun
 static int check_size(const struct module_state *state, unsigned long request, const Py_buffer *view) {
     char message[128];
     size_t size = (request >> 16) & 0x3fff;
-    if ((size_t)view->len == size)
+    if ((size_t)view->len == size || ((request >> 8) & 0xff) != 'U') /* others are unknown, whatever their size */
         return 0;
     snprintf(message, sizeof message, "ioctl(0x%lx): argument has %zd bytes, the request takes %zu: pack it again",
              request, view->len, size);
@@ -303,7 +313,8 @@ static int ioctl_buffer(const struct module_state *state, usermm_device *core, u
         return -1;
     int bad = check_size(state, request, &view);
     if (!bad) {
-        Py_BEGIN_ALLOW_THREADS *ret_result = usermm_ioctl(core, request, view.buf);
+        Py_BEGIN_ALLOW_THREADS
+        *ret_result = usermm_ioctl(core, request, view.buf);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&view);
@@ -323,7 +334,8 @@ static PyObject *device_ioctl(PyObject *self, PyObject *const *args, Py_ssize_t 
     if (PyLong_Check(args[1])) {
         if (um_to_u64(state, args[1], "argument", &address))
             return NULL;
-        Py_BEGIN_ALLOW_THREADS result = usermm_ioctl(core_of(self), (unsigned long)request, (void *)(uintptr_t)address);
+        Py_BEGIN_ALLOW_THREADS
+        result = usermm_ioctl(core_of(self), (unsigned long)request, (void *)(uintptr_t)address);
         Py_END_ALLOW_THREADS
     } else if (ioctl_buffer(state, core_of(self), (unsigned long)request, args[1], &result)) {
         return NULL;
@@ -363,8 +375,10 @@ static PyObject *device_fileno(PyObject *self, PyObject *unused) {
 
 static PyObject *device_close(PyObject *self, PyObject *unused) {
     (void)unused;
-    Py_BEGIN_ALLOW_THREADS usermm_shutdown(core_of(self));
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    usermm_shutdown(core_of(self));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 /* Of the class that was made from the spec, also when `type` is a Python subclass, which has no module of ours. */
@@ -387,39 +401,50 @@ static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
                               "Ummunotify takes abi=1 or 2 and flags as of open(2)");
         return NULL;
     }
+    /* Opened first: an object is in the garbage collector's sight as soon as it exists, and so in other threads'. */
+    usermm_device *core;
+    Py_BEGIN_ALLOW_THREADS
+    result = usermm_open(abi, flags, &core);
+    Py_END_ALLOW_THREADS
+    if (result)
+        return um_raise(state, result, "open",
+                        result == -EINVAL ? "abi must be 1 or 2, and flags must not ask for writing" : NULL);
     struct device *device = (struct device *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
-    if (!device)
-        return NULL;
-    device->state = state;
-    Py_BEGIN_ALLOW_THREADS result = usermm_open(abi, flags, &device->core);
-    Py_END_ALLOW_THREADS if (result) {
-        um_raise(device->state, result, "open",
-                 result == -EINVAL ? "abi must be 1 or 2, and flags must not ask for writing" : NULL);
-        Py_DECREF(device);
+    if (!device) {
+        usermm_close(core);
         return NULL;
     }
+    device->core = core;
+    device->state = state;
     return (PyObject *)device;
 }
 
-#define FAST(function) (PyCFunction)(void (*)(void)) function, METH_FASTCALL | METH_KEYWORDS, NULL
+/* Short ones, for help(): units, errors and their causes are in _core.pyi. */
+#define FAST(function) (PyCFunction)(void (*)(void)) function, METH_FASTCALL | METH_KEYWORDS
 static PyMethodDef methods[] = {
-    {"check", FAST(check)},
-    {"watch", FAST(watch)},
-    {"unregister", FAST(unregister)},
-    {"read_within", FAST(read_within)},
-    {"read_bytes", FAST(read_bytes)},
-    {"readinto", FAST(readinto)},
-    {"ioctl", FAST(device_ioctl)},
-    {"map_page", FAST(map_page)},
-    {"fileno", device_fileno, METH_NOARGS, NULL},
-    {"close", device_close, METH_NOARGS, NULL},
+    {"check", FAST(check),
+     "check($self, seen, /, probe=True)\n--\n\nTrue when no region of this device lost memory since `seen`."},
+    {"watch", FAST(watch),
+     "watch($self, start, end, cookie, flags, /)\n--\n\nRegisters addresses; see register_range."},
+    {"unregister", FAST(unregister), "unregister($self, cookie, /)\n--\n\nForgets a region and its event."},
+    {"read_within", FAST(read_within), "read_within($self, timeout, count, /)\n--\n\nThe events' bytes; see read."},
+    {"read_bytes", FAST(read_bytes),
+     "read_bytes($self, count=4096, /)\n--\n\nThe ABI's read: 32 bytes for each event."},
+    {"readinto", FAST(readinto), "readinto($self, address, count, /)\n--\n\nThe ABI's read, to an address."},
+    {"ioctl", FAST(device_ioctl),
+     "ioctl($self, request, argument, /)\n--\n\nThe ABI's ioctl: `argument` is an address or a buffer of the right "
+     "size."},
+    {"map_page", FAST(map_page), "map_page($self, length, prot, flags, offset, /)\n--\n\nSee mmap."},
+    {"fileno", device_fileno, METH_NOARGS,
+     "fileno($self, /)\n--\n\nA descriptor that polls readable exactly while read() has something."},
+    {"close", device_close, METH_NOARGS, "close($self, /)\n--\n\nForgets all regions and ends every waiting read."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef getset[] = {
-    {"generation", get_generation, NULL, NULL, NULL},
-    {"closed", get_closed, NULL, NULL, NULL},
-    {"flags", get_flags, NULL, NULL, NULL},
+    {"generation", get_generation, NULL, "How many notifications hit this device.", NULL},
+    {"closed", get_closed, NULL, "Whether close() was called.", NULL},
+    {"flags", get_flags, NULL, "The flags it was opened with.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -4,7 +4,8 @@
 #include "module.h"
 
 struct page {
-    PyObject_HEAD void *address;
+    PyObject ob_base;
+    void *address;
     size_t length;
 };
 

@@ -13,13 +13,17 @@
 #define REGIONS_PER_LOCK 64
 #define WAIT_SLICE_MS 1000
 
+bool um_device_is_inherited(const usermm_device *device) {
+    return device->life != atomic_load(&um_monitor.page->life);
+}
+
 int um_device_state(const usermm_device *device) {
     uint64_t epoch = atomic_load(&device->epoch);
     if (epoch == atomic_load(&um_monitor.page->epoch))
         return 0;
     if (epoch == SHUT_DOWN)
         return -EBADF;
-    return device->process != getpid() ? -ECHILD : -EIO;
+    return um_device_is_inherited(device) ? -ECHILD : -EIO;
 }
 
 static void free_device(usermm_device *device) {
@@ -38,7 +42,6 @@ int usermm_open(int abi, int flags, usermm_device **ret_device) {
         return -ENOMEM;
     device->abi = abi;
     device->flags = flags;
-    device->process = getpid();
     int fds[2] = {-1, -1};
     int result = (um_fault("pipe2") ? um_sys_fail(EMFILE) : pipe2(fds, O_CLOEXEC | O_NONBLOCK)) ? -errno : 0;
     device->ready_fd = fds[0];
@@ -76,13 +79,14 @@ static bool free_some_regions(usermm_device *device) {
 static void close_pipe(usermm_device *device) {
     sigset_t saved;
     um_lock(&saved);
-    if (device->process != getpid())
+    bool inherited = um_device_is_inherited(device);
+    if (inherited)
         device->waiters = 0; /* they wait in the parent */
     int fds[] = {device->signal_fd, device->page_fd, device->waiters ? -1 : device->ready_fd};
     device->signal_fd = device->page_fd = -1;
     if (!device->waiters)
         device->ready_fd = -1;
-    bool lost = um_monitor.descriptors_lost && device->process == getpid();
+    bool lost = um_monitor.descriptors_lost && !inherited;
     um_unlock(&saved);
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0 && !lost)
@@ -90,7 +94,7 @@ static void close_pipe(usermm_device *device) {
 }
 
 void usermm_shutdown(usermm_device *device) {
-    bool inherited = device->process != getpid();
+    bool inherited = um_device_is_inherited(device);
     if (atomic_exchange(&device->epoch, SHUT_DOWN) == SHUT_DOWN)
         return;
     while (!inherited && free_some_regions(device))
@@ -108,8 +112,10 @@ void usermm_close(usermm_device *device) {
 }
 
 int usermm_fileno(usermm_device *device) {
-    int state = um_device_state(device);
-    return state == -ECHILD || state == -EBADF ? state : device->ready_fd;
+    int state = um_device_state(device), fd = device->ready_fd;
+    if (state == -ECHILD || state == -EBADF)
+        return state;
+    return fd < 0 ? -EBADF : fd; /* negative: shut down between the two looks */
 }
 
 int usermm_flags(const usermm_device *device) {
@@ -131,14 +137,19 @@ static int count_waiter(usermm_device *device, int change) {
     return fd;
 }
 
-/* In slices: when the descriptors were lost, nothing that this thread sleeps on will ever be written to. */
+/*
+ * In slices: when the descriptors were lost, nothing that this thread sleeps on will ever be written to. 1 readable, 0
+ * not in time, -EBADF the descriptor is gone: shut down, or closed behind the device.
+ */
 static int poll_in_slices(const usermm_device *device, int fd, int timeout_ms) {
     struct pollfd ready = {.fd = fd, .events = POLLIN};
     for (int left_ms = timeout_ms;;) {
         int slice_ms = left_ms < 0 || left_ms > WAIT_SLICE_MS ? WAIT_SLICE_MS : left_ms;
-        int count = um_sys_poll(&ready, 1, slice_ms);
+        int count = fd < 0 ? um_sys_fail(EBADF) : um_sys_poll(&ready, 1, slice_ms);
         if (count < 0)
             return -errno;
+        if (ready.revents & ~POLLIN)
+            return -EBADF;
         left_ms -= timeout_ms < 0 ? 0 : slice_ms;
         if (count > 0 || left_ms == 0 || um_device_state(device))
             return count > 0;
@@ -152,5 +163,7 @@ int usermm_wait(usermm_device *device, int timeout_ms) {
     int result = poll_in_slices(device, count_waiter(device, 1), timeout_ms);
     count_waiter(device, -1);
     state = um_device_state(device);
-    return state ? state : result;
+    if (state)
+        return state;
+    return result == -EBADF ? um_lost(device, result) : result;
 }

@@ -25,7 +25,7 @@ struct usermm_device {
     _Atomic uint64_t generation; /* written with the lock held */
     _Atomic uint64_t epoch;      /* of the monitor that serves it; UINT64_MAX once shut down */
     int abi, flags;
-    pid_t process;
+    uint64_t life;    /* of the process that opened it */
     atomic_bool used; /* EXCHANGE_FEATURES must come first */
     /* With the monitor's lock held: */
     struct um_node *cookies;
@@ -39,6 +39,9 @@ struct usermm_device {
     usermm_device *next_hit;     /* during one notification */
     bool is_hit;
 };
+
+/* Whether this is a child of the process that opened it. */
+bool um_device_is_inherited(const usermm_device *device);
 
 /* 0, or why the device cannot be used: -EBADF, -ECHILD, -EIO. */
 int um_device_state(const usermm_device *device);

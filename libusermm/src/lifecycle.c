@@ -30,6 +30,11 @@ static void ring_doorbell(void) {
         munmap(page, (size_t)sysconf(_SC_PAGESIZE));
 }
 
+/* Process ids will not do: a child that is the first of a new pid namespace can have its parent's. */
+static void begin_life(void) {
+    atomic_store(&um_monitor.page->life, ++um_monitor.lives);
+}
+
 /* A child has no reader, and its copies of the descriptors would keep the parent's threads waiting. */
 static void in_child(void) {
     close_descriptors();
@@ -42,6 +47,7 @@ static void in_child(void) {
     atomic_store(&um_monitor.notifications, 0);
     um_monitor.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     lifecycle = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    begin_life();
 }
 
 /* A fork in the middle of start or stop would leave the child a userfaultfd that it does not know of. */
@@ -67,6 +73,7 @@ static int prepare_once(void) {
         return -ENOMEM;
     }
     um_monitor.page = page;
+    begin_life();
     return 0;
 }
 
@@ -113,7 +120,6 @@ static int start(void) {
     atomic_store(&um_monitor.uffd, uffd);
     um_monitor.failure = 0;
     um_monitor.descriptors_lost = false;
-    um_monitor.process = getpid();
     um_monitor.epoch++;
     result = open_maps();
     if (result == 0)
@@ -143,9 +149,9 @@ static void stop(void) {
 
 int um_monitor_join(usermm_device *device) {
     sigset_t saved;
+    if (um_monitor.page && atomic_load(&um_monitor.page->life) == 0)
+        in_child(); /* made by a bare clone, past fork's handlers: one thread, and locks in any state */
     pthread_mutex_lock(&lifecycle);
-    if (um_monitor.open_devices && um_monitor.process != getpid())
-        in_child(); /* made by a bare clone, past fork's handlers */
     um_lock(&saved);
     int result = um_monitor.failure && um_monitor.open_devices ? -EIO : 0;
     um_unlock(&saved);
@@ -153,6 +159,7 @@ int um_monitor_join(usermm_device *device) {
         result = start();
     if (result == 0) {
         um_monitor.open_devices++;
+        device->life = atomic_load(&um_monitor.page->life);
         um_lock(&saved);
         atomic_store(&device->epoch, um_monitor.epoch);
         device->next = um_monitor.devices;

@@ -16,7 +16,8 @@
 
 /* In a page of its own that a child process finds wiped (MADV_WIPEONFORK), whatever system call made the child. */
 struct um_page {
-    _Atomic uint64_t epoch;     /* which start of the monitor is alive; 0: none (stopped, failed, or a forked child) */
+    _Atomic uint64_t life;  /* which process this is, counted along its ancestors; 0: a child that has not noticed */
+    _Atomic uint64_t epoch; /* which start of the monitor is alive; 0: none (stopped, failed, or a forked child) */
     _Atomic uint32_t in_flight; /* odd from before a message is read until it has been applied */
 };
 
@@ -26,8 +27,8 @@ struct um_monitor {
     int maps_fd;
     void *doorbell; /* a watched page: unmapping it wakes the reader */
     pthread_t reader;
+    uint64_t lives; /* processes that this line has been, see um_page */
     uint64_t epoch; /* of the latest start */
-    pid_t process;  /* that started it */
     unsigned open_devices;
     int failure;             /* the errno of the first unexpected thing, 0 while all is well */
     bool descriptors_lost;   /* somebody closed ours: their numbers may be other files by now, touch none */

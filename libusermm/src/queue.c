@@ -1,6 +1,6 @@
 /* What one notification does to the regions it hits, and how events leave the queue. */
 #define _GNU_SOURCE
-#include <string.h>
+#include <sys/uio.h>
 
 #include "copy.h"
 #include "device.h"
@@ -74,13 +74,23 @@ int um_queue_notify(uint64_t start, uint64_t end) {
     return result;
 }
 
+/* Before pipes knew RWF_NOWAIT a read of no more than is there has to do. */
+static ssize_t read_now(int fd, void *buffer, size_t size) {
+    struct iovec into = {buffer, size};
+    ssize_t done = preadv2(fd, &into, 1, -1, RWF_NOWAIT);
+    return done < 0 && errno == EOPNOTSUPP ? read(fd, buffer, size) : done;
+}
+
 /* With nothing left to read the device must stop polling readable. */
 static void clear_readable(const usermm_device *device) {
     char bytes[4096];
     if (device->first_queued || device->last_owed)
         return;
-    while (read(device->ready_fd, bytes, sizeof bytes) == (ssize_t)sizeof bytes)
-        ;
+    /* Counted, not read until EAGAIN: whoever has the descriptor can make it a blocking one (F_SETFL, O_ASYNC does). */
+    int waiting = 0;
+    while (ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting > 0)
+        if (read_now(device->ready_fd, bytes, (size_t)waiting < sizeof bytes ? (size_t)waiting : sizeof bytes) <= 0)
+            return;
 }
 
 void um_queue_remove(struct um_region *region) {

@@ -25,7 +25,7 @@ static int mapping_from_text(uint64_t address, struct mapping *ret_mapping) {
     int result = -ENOENT;
     FILE *maps = fopen("/proc/self/maps", "re");
     if (!maps)
-        return -errno;
+        return -EOPNOTSUPP; /* no /proc: what is there cannot be told */
     while (result == -ENOENT && fgets(line, sizeof line, maps)) {
         struct mapping found = {0};
         unsigned long inode;

@@ -1,7 +1,7 @@
 """User-space memory-management devices for stock Linux.
 
 `Ummunotify` tells exactly when memory that was registered with a device (RDMA, io_uring, CUDA, MPI windows) was
-unmapped, moved or discarded, and answers "nothing changed" with a few loads.
+unmapped, moved or discarded, and answers "nothing changed" in the time of a system call or less.
 """
 
 from usermm.errors import (

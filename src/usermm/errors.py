@@ -11,7 +11,10 @@ import errno
 
 
 class UsermmError(Exception):
-    """Base of everything that usermm raises on purpose."""
+    """Base of everything that usermm raises on purpose. Its message is one line, also where it quotes somebody else's."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(" ".join(part.split("\n")) if isinstance(part, str) else part for part in args))
 
 
 class ArgumentError(UsermmError, ValueError):
@@ -87,7 +90,7 @@ _REASONS: dict[int, str] = {
     errno.EBADF: "the device is closed: open a new one",
     errno.ECHILD: "the device belongs to the parent process: open a new one in this child",
     errno.EIO: "the monitor failed: forget every registration, close all devices and open new ones",
-    errno.ENOMEM: "memory or mappings ran out: free some, or raise vm.max_map_count",
+    errno.ENOMEM: "memory, mappings or threads ran out: free some, or raise vm.max_map_count or ulimit -u",
     errno.EMFILE: "no descriptor is free: close some, or raise the limit (ulimit -n)",
     errno.ENFILE: "the system has no descriptor left: close some, or raise fs.file-max",
     errno.EPERM: "this process may not use userfaultfd: `usermm doctor` names the cure",
