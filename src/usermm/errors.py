@@ -11,7 +11,7 @@ import errno
 
 
 class UsermmError(Exception):
-    """Base of everything that usermm raises on purpose. Its message is one line, also where it quotes somebody else's."""
+    """Base of everything that usermm raises on purpose. Its message is one line, whatever it quotes."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(" ".join(part.split("\n")) if isinstance(part, str) else part for part in args))

@@ -46,6 +46,12 @@ _munmap = _function("munmap", _int, _address, _length)
 _mremap = _function("mremap", _address, _address, _length, _length, _int, _address)
 _madvise = _function("madvise", _int, _address, _length, _int)
 _sbrk = _function("sbrk", _address, ctypes.c_ssize_t)
+_remap_file_pages = _function("remap_file_pages", _int, _address, _length, _int, _length, _int)
+_shmget = _function("shmget", _int, _int, _length, _int)
+_shmat = _function("shmat", _address, _int, _address, _int)
+_shmctl = _function("shmctl", _int, _int, _int, _address)
+_IPC_RMID = 0
+_SHM_REMAP = 0o40000
 
 
 def _fail(call: str) -> OSError:
@@ -87,6 +93,24 @@ def advise(address: int, length: int, advice: int) -> None:
     """madvise(2)."""
     if _madvise(address, length, advice) != 0:
         raise _fail("madvise")
+
+
+def swap_pages(address: int, length: int, page: int) -> None:
+    """remap_file_pages(2): shows the pages from number `page` on at `address`, which is in a shared mapping."""
+    if _remap_file_pages(address, length, 0, page, 0) != 0:
+        raise _fail("remap_file_pages")
+
+
+def attach_over(address: int, length: int) -> None:
+    """shmat(2) of a new System V segment over what is mapped there; the segment goes with its last mapping."""
+    segment = _shmget(0, length, 0o600)
+    if segment < 0:
+        raise _fail("shmget")
+    attached = _shmat(segment, address, _SHM_REMAP)
+    error = _fail("shmat")
+    _shmctl(segment, _IPC_RMID, None)
+    if attached != address:
+        raise error
 
 
 def move_break(increment: int) -> int:

@@ -113,6 +113,18 @@ def _remove_elsewhere(scene: Scene) -> None:
     calls.advise(second, LENGTH, calls.MADV_REMOVE)
 
 
+def _swap_pages(scene: Scene) -> None:
+    start = scene.map(shared=True)
+    scene.watch(start)
+    calls.swap_pages(start, PAGE, LENGTH // PAGE - 1)
+
+
+def _attach_over(scene: Scene) -> None:
+    start = scene.map()
+    scene.watch(start)
+    calls.attach_over(start, LENGTH)
+
+
 def _heap(scene: Scene) -> None:
     start = -(-calls.move_break(LENGTH + PAGE) // PAGE) * PAGE
     top = calls.move_break(0)
@@ -147,6 +159,8 @@ HEAP: Final = Trial("brk shrink", _heap)
 BLIND_SPOTS: Final = (
     Trial("madvise MADV_GUARD_INSTALL", _advise(calls.MADV_GUARD_INSTALL), promised=False),
     Trial("madvise MADV_REMOVE through a second mapping", _remove_elsewhere, promised=False),
+    Trial("remap_file_pages on shared memory", _swap_pages, promised=False),
+    Trial("shmat SHM_REMAP over it", _attach_over, promised=False),
 )
 
 
