@@ -6,7 +6,7 @@
  * reader may be asleep, in the middle of a round, or have ended after a failure; the number may be closed or a stranger's.
  *
  * Steps and the code they stand for:
- *   lifecycle   um_monitor_leave -> stop(): epoch 0, um_probe, ring_doorbell, pthread_join, close_descriptors;
+ *   lifecycle   um_monitor_leave -> stop(): um_probe, epoch 0, ring_doorbell, pthread_join, close_descriptors;
  *               um_monitor_join -> start()
  *   reader(1), reader(2)   um_reader(): poll, begin(), drain() = um_probe + read + apply(), finish() -> um_monitor_fail_locked(),
  *               release_watches(), of the old and the new monitor
@@ -222,11 +222,11 @@ active proctype lifecycle() {
     ring_doorbell();
 #endif
     lock();
-    epoch = NONE;
     if
     :: !failure -> lost = number != OLD
     :: else
     fi;
+    epoch = NONE;
     unlock();
 #if !defined(WITHOUT_DOORBELL) && !defined(RINGS_FIRST)
     ring_doorbell();

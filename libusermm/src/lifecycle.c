@@ -138,9 +138,10 @@ static int start(void) {
 static void stop(void) {
     sigset_t saved;
     um_lock(&saved);
-    atomic_store(&um_monitor.page->epoch, 0); /* from here on the reader begins nothing */
-    if (!um_monitor.failure)                  /* after a failure the number may hold the placeholder */
+    if (!um_monitor
+             .failure) /* while the epoch lives: then the number does not hold the placeholder of release_watches */
         um_monitor.descriptors_lost = um_means_lost(-um_probe());
+    atomic_store(&um_monitor.page->epoch, 0); /* from here on the reader begins nothing */
     um_unlock(&saved);
     ring_doorbell();
     pthread_join(um_monitor.reader, NULL);

@@ -10,8 +10,10 @@ import select
 import selectors
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+from support.processes import run_quietly
 
 import usermm
 
@@ -297,13 +299,23 @@ def test_select_and_poll(device: usermm.Ummunotify) -> None:
     assert poll.poll(0) == [(device.fileno(), select.POLLIN)]
 
 
-def test_trio_waits_for_the_descriptor(device: usermm.Ummunotify) -> None:
-    trio = pytest.importorskip("trio", reason="trio is not installed: pip install trio")
+def test_trio_waits_for_the_descriptor(tmp_path: Path) -> None:
+    """In a program of its own, since trio keeps its worker threads for a while."""
+    pytest.importorskip("trio", reason="trio is not installed: pip install trio")
+    text = """
+        import mmap
+        import trio
+        import usermm
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, unmap, device, 4)
-            await trio.lowlevel.wait_readable(device.fileno())
-        assert device.read(timeout=0)[0].cookie == 4
+        async def main():
+            with usermm.Ummunotify() as device:
+                memory = mmap.mmap(-1, 4096)
+                device.register(memory, 4)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.to_thread.run_sync, memory.close)
+                    await trio.lowlevel.wait_readable(device.fileno())
+                print(device.read(timeout=0)[0].cookie)
 
-    trio.run(main)
+        trio.run(main)
+    """
+    assert run_quietly(text, tmp_path) == "4\n"
