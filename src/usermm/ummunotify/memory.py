@@ -167,8 +167,8 @@ _REFUSALS: Final[tuple[tuple[Callable[[Mapping], bool], str, str], ...]] = (
     ),
     (
         lambda mapping: mapping.path.startswith("/secretmem"),
-        "memory of memfd_secret(2), which userfaultfd cannot watch",
-        "use other memory: no device can pin secret pages either",
+        "memory of memfd_secret(2), which no device can pin",
+        "use other memory",
     ),
     (
         lambda mapping: not mapping.vm_flags.isdisjoint({"pf", "io"}),
