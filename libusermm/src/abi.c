@@ -1,7 +1,6 @@
 /* The ioctls of both versions. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/ioctl.h>
 
 #include "copy.h"

@@ -3,8 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sys/syscall.h>
-#include <time.h>
 
 #include "monitor.h"
 #include "sys.h"
@@ -64,8 +62,7 @@ static bool free_some_regions(usermm_device *device) {
     sigset_t saved;
     um_lock(&saved);
     while (count < REGIONS_PER_LOCK && device->cookies) {
-        struct um_node *root = device->cookies;
-        struct um_region *region = (struct um_region *)((char *)root - offsetof(struct um_region, by_cookie));
+        struct um_region *region = um_region_of_cookie(device->cookies);
         um_queue_remove(region);
         gone[count++] = region;
     }

@@ -4,6 +4,7 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -20,6 +21,10 @@ struct um_region {
     uint64_t hint_start, hint_end; /* the first hit since it was queued, not clipped yet */
     bool queued, hint;
 };
+
+static inline struct um_region *um_region_of_cookie(struct um_node *by_cookie) {
+    return (struct um_region *)((char *)by_cookie - offsetof(struct um_region, by_cookie));
+}
 
 struct usermm_device {
     _Atomic uint64_t generation; /* written with the lock held */

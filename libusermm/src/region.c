@@ -1,7 +1,6 @@
 /* Registering and unregistering regions. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <stddef.h>
 
 #include "device.h"
 #include "monitor.h"
@@ -32,7 +31,7 @@ static int withdraw(usermm_device *device, uint64_t cookie, uint64_t serial) {
     um_lock(&saved);
     struct um_node *node = um_tree_find(device->cookies, cookie);
     if (node && (serial == 0 || node->serial == serial)) {
-        region = (struct um_region *)((char *)node - offsetof(struct um_region, by_cookie));
+        region = um_region_of_cookie(node);
         um_queue_remove(region);
     }
     um_unlock(&saved);
@@ -66,7 +65,7 @@ int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_
     result = um_watch(start, end, flags);
     if (result)
         withdraw(device, cookie, serial);
-    return result == -EBADF || result == -ENOTTY ? um_lost(device, result) : result;
+    return um_means_lost(-result) ? um_lost(device, result) : result;
 }
 
 int usermm_unregister(usermm_device *device, uint64_t cookie) {

@@ -142,6 +142,18 @@ static void bad_pointers_are_errors(void) {
     CHECK(usermm_ioctl(device, 0x12345678, NULL) == -ENOTTY || CALL(test_generation(device)) < 0);
 }
 
+static void list_open(bool *ret_was_open, int limit) {
+    for (int fd = 0; fd < limit; fd++)
+        ret_was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+}
+
+/* Puts the read end of a pipe in every number that the library took. */
+static void put_strangers(const bool *was_open, int limit, const int *ends) {
+    for (int fd = 0; fd < limit; fd++)
+        if (!was_open[fd] && fd != ends[0] && fd != ends[1])
+            dup2(ends[0], fd);
+}
+
 /* What a daemon does; only descriptors of the library, which the harness then expects to be gone. */
 static void close_new_descriptors(const bool *was_open, int limit) {
     for (int fd = 0; fd < limit; fd++)
@@ -151,8 +163,7 @@ static void close_new_descriptors(const bool *was_open, int limit) {
 
 static void a_lost_descriptor_fails_closed(void) {
     bool was_open[64];
-    for (int fd = 0; fd < 64; fd++)
-        was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+    list_open(was_open, 64);
     usermm_device *device = test_open(2, O_RDONLY), *another;
     char *memory = test_map(2);
     test_register(device, memory, 2 * PAGE, 1);
@@ -173,17 +184,14 @@ static void a_stranger_in_our_number_is_not_read(void) {
     bool was_open[64];
     char byte = 'x';
     int data[2];
-    for (int fd = 0; fd < 64; fd++)
-        was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+    list_open(was_open, 64);
     usermm_device *device = test_open(2, O_RDONLY);
     char *memory = test_map(1);
     test_register(device, memory, PAGE, 1);
     CHECK(pipe2(data, O_CLOEXEC) == 0);
     CHECK(write(data[1], &byte, 1) == 1);
     usleep(20000);
-    for (int fd = 0; fd < 64; fd++)
-        if (!was_open[fd] && fd != data[0] && fd != data[1])
-            dup2(data[0], fd);
+    put_strangers(was_open, 64, data);
     munmap(memory, PAGE);
     uint64_t generation;
     CHECK(usermm_check(device, 0, USERMM_PROBE_WAIT) == -EIO && usermm_generation(device, &generation) == -EIO);
@@ -196,16 +204,13 @@ static void a_stranger_in_our_number_is_not_read(void) {
 static void a_silent_stranger_does_not_hang_who_unmaps(void) {
     bool was_open[64];
     int silent[2];
-    for (int fd = 0; fd < 64; fd++)
-        was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+    list_open(was_open, 64);
     usermm_device *device = test_open(2, O_RDONLY);
     char *memory = test_map(1);
     test_register(device, memory, PAGE, 1);
     CHECK(pipe2(silent, O_CLOEXEC) == 0);
     usleep(20000);
-    for (int fd = 0; fd < 64; fd++)
-        if (!was_open[fd] && fd != silent[0] && fd != silent[1])
-            dup2(silent[0], fd);
+    put_strangers(was_open, 64, silent);
     munmap(memory, PAGE);
     uint64_t generation;
     CHECK(usermm_check(device, 0, USERMM_PROBE_WAIT) == -EIO && usermm_generation(device, &generation) == -EIO);
@@ -215,8 +220,7 @@ static void a_silent_stranger_does_not_hang_who_unmaps(void) {
 /* Closing everything, the device too, and starting again gives the new userfaultfd the old number. */
 static void a_monitor_can_be_started_again_after_a_loss(void) {
     bool was_open[64];
-    for (int fd = 0; fd < 64; fd++)
-        was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+    list_open(was_open, 64);
     usermm_device *device;
     char *memory = test_map(2);
     CALL(usermm_open(2, O_RDONLY, &device));
