@@ -105,6 +105,9 @@ int usermm_fileno(usermm_device *device);
 /* The flags given to usermm_open. */
 int usermm_flags(const usermm_device *device);
 
+/* What took memory away: munmap or mapping over it; mremap; madvise. */
+enum usermm_cause { USERMM_CAUSE_UNMAP, USERMM_CAUSE_REMAP, USERMM_CAUSE_DISCARD, USERMM_CAUSES };
+
 struct usermm_counts {
     uint64_t devices;       /* open now */
     uint64_t regions;       /* registered now, over all devices */

@@ -8,10 +8,10 @@
 
 #define CHECK_WAIT_NS 100000000 /* an answer of "changed" costs the caller a registration */
 
-static int64_t now_ns(void) {
+uint64_t um_now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 /*
@@ -20,7 +20,7 @@ static int64_t now_ns(void) {
  * check.
  */
 static int wait_until_quiet(const usermm_device *device, const uint64_t *seen, int64_t limit_ns) {
-    int64_t deadline_ns = 0;
+    uint64_t deadline_ns = 0;
     for (unsigned attempt = 0;; attempt++) {
         int busy = um_probe();
         if (busy <= 0 || (seen && atomic_load(&device->generation) != *seen))
@@ -29,8 +29,8 @@ static int wait_until_quiet(const usermm_device *device, const uint64_t *seen, i
             return -EAGAIN;
         um_backoff(attempt);
         if (deadline_ns == 0)
-            deadline_ns = now_ns() + limit_ns;
-        else if (now_ns() > deadline_ns)
+            deadline_ns = um_now_ns() + (uint64_t)limit_ns;
+        else if (um_now_ns() > deadline_ns)
             return busy;
     }
 }

@@ -14,12 +14,13 @@
 #define UM_EVENTS_PER_READ 128 /* one page of 4096 bytes */
 
 struct um_region {
-    struct um_node by_start;  /* in the monitor's tree; key and end are the region */
-    struct um_node by_cookie; /* in the device's tree; key is the cookie */
+    struct um_node by_start;  /* in the monitor's tree; key and end are the region; serial 0: it is not in the tree */
+    struct um_node by_cookie; /* in the device's tree; key is the cookie; serial 0: it has none */
     usermm_device *device;
     struct um_region *previous_queued, *next_queued;
     uint64_t hint_start, hint_end; /* the first hit since it was queued, not clipped yet */
     bool queued, hint;
+    uint8_t cause; /* enum usermm_cause, of the first hit since it was queued */
 };
 
 static inline struct um_region *um_region_of_cookie(struct um_node *by_cookie) {
@@ -39,6 +40,7 @@ struct usermm_device {
     int ready_fd, signal_fd; /* a pipe: bytes in it are what makes the device poll readable */
     int page_fd;             /* memfd behind usermm_map, -1 until the first one */
     _Atomic uint64_t *page;
+    bool coalesces, signalled; /* at most one byte is in the pipe, which only um_device_rest takes out */
     unsigned waiters;
     usermm_device *next, **link; /* open devices */
     usermm_device *next_hit;     /* during one notification */
@@ -62,7 +64,19 @@ int um_quiesce(const usermm_device *device, const uint64_t *seen, int64_t limit_
 int um_lost(const usermm_device *device, int result);
 
 /* A notification for [start, end), from the reader, with the lock held. */
-int um_queue_notify(uint64_t start, uint64_t end);
+int um_queue_notify(uint64_t start, uint64_t end, enum usermm_cause cause);
+
+/* For a device whose events nobody reads one by one: it polls readable from the first until um_device_rest. */
+void um_device_coalesce(usermm_device *device);
+void um_device_rest(usermm_device *device);
+
+/* As usermm_register, for a region without a cookie that stays the caller's. */
+int um_region_add(usermm_device *device, struct um_region *region, unsigned flags);
+/* Takes it out of the monitor, if it is still in. */
+void um_region_take(struct um_region *region);
+
+/* Takes up to `capacity` regions that were hit out of the queue and of the monitor, and says how many. */
+unsigned um_queue_take(usermm_device *device, struct um_region **ret_regions, unsigned capacity);
 
 /* Counts one more change; `page` shows it too. With the lock held. */
 void um_queue_advance(usermm_device *device);

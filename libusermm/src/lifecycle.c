@@ -148,10 +148,25 @@ static void stop(void) {
     close_descriptors();
 }
 
+/* A child made by a bare clone came past fork's handlers: one thread, and locks in any state. */
+uint64_t um_life(void) {
+    uint64_t life = atomic_load_explicit(&um_monitor.page->life, memory_order_acquire);
+    if (life == 0)
+        in_child();
+    return life ? life : atomic_load(&um_monitor.page->life);
+}
+
+int um_prepare(void) {
+    pthread_mutex_lock(&lifecycle);
+    int result = prepare_once();
+    pthread_mutex_unlock(&lifecycle);
+    return result;
+}
+
 int um_monitor_join(usermm_device *device) {
     sigset_t saved;
-    if (um_monitor.page && atomic_load(&um_monitor.page->life) == 0)
-        in_child(); /* made by a bare clone, past fork's handlers: one thread, and locks in any state */
+    if (um_monitor.page)
+        um_life();
     pthread_mutex_lock(&lifecycle);
     um_lock(&saved);
     int result = um_monitor.failure && um_monitor.open_devices ? -EIO : 0;

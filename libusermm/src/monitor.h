@@ -72,6 +72,13 @@ bool um_means_lost(int number);
 /* The reader thread; `argument` is its epoch. */
 void *um_reader(void *argument);
 
+/* Which process this is: another number in each forked child. um_prepare must have succeeded once in it or a parent. */
+uint64_t um_life(void);
+/* What that needs; the first device does it, too. -ENOMEM */
+int um_prepare(void);
+
+uint64_t um_now_ns(void);
+
 /* One step of waiting for another thread: spins, then yields, then sleeps longer and longer. */
 void um_backoff(unsigned attempt);
 

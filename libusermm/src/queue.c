@@ -9,6 +9,7 @@
 
 struct notification {
     uint64_t start, end;
+    enum usermm_cause cause;
     usermm_device *hit; /* each device once, linked by next_hit */
 };
 
@@ -40,6 +41,7 @@ static void hit(struct um_node *node, void *context) {
         region->hint = true;
         region->hint_start = notification->start;
         region->hint_end = notification->end;
+        region->cause = (uint8_t)notification->cause;
     }
     if (!device->is_hit) {
         device->is_hit = true;
@@ -56,12 +58,15 @@ void um_queue_advance(usermm_device *device) {
 }
 
 /* One byte for each notification, as each one owes a SIGIO. A full pipe polls readable and needs no more. */
-static int signal_readable(const usermm_device *device) {
+static int signal_readable(usermm_device *device) {
+    if (device->coalesces && device->signalled)
+        return 0;
+    device->signalled = true;
     return um_sys_write(device->signal_fd, "", 1) < 0 && errno != EAGAIN ? -errno : 0;
 }
 
-int um_queue_notify(uint64_t start, uint64_t end) {
-    struct notification notification = {.start = start, .end = end};
+int um_queue_notify(uint64_t start, uint64_t end, enum usermm_cause cause) {
+    struct notification notification = {.start = start, .end = end, .cause = cause};
     int result = 0;
     um_tree_visit(um_monitor.regions, start, end, hit, &notification);
     for (usermm_device *device = notification.hit; device; device = device->next_hit) {
@@ -81,11 +86,8 @@ static ssize_t read_now(int fd, void *buffer, size_t size) {
     return done < 0 && errno == EOPNOTSUPP ? read(fd, buffer, size) : done;
 }
 
-/* With nothing left to read the device must stop polling readable. */
-static void clear_readable(const usermm_device *device) {
+static void empty_pipe(const usermm_device *device) {
     char bytes[4096];
-    if (device->first_queued || device->last_owed)
-        return;
     /* Counted, not read until EAGAIN: whoever has the descriptor can make it a blocking one (F_SETFL, O_ASYNC does). */
     int waiting = 0;
     while (ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting > 0)
@@ -93,10 +95,46 @@ static void clear_readable(const usermm_device *device) {
             return;
 }
 
+/* With nothing left to read the device must stop polling readable. */
+static void clear_readable(const usermm_device *device) {
+    if (!device->first_queued && !device->last_owed && !device->coalesces)
+        empty_pipe(device);
+}
+
+void um_device_coalesce(usermm_device *device) {
+    sigset_t saved;
+    um_lock(&saved);
+    device->coalesces = true;
+    um_unlock(&saved);
+}
+
+void um_device_rest(usermm_device *device) {
+    sigset_t saved;
+    um_lock(&saved);
+    if (device->signalled && um_device_state(device) == 0)
+        empty_pipe(device);
+    device->signalled = false;
+    um_unlock(&saved);
+}
+
+unsigned um_queue_take(usermm_device *device, struct um_region **ret_regions, unsigned capacity) {
+    unsigned count = 0;
+    sigset_t saved;
+    um_lock(&saved);
+    while (count < capacity && device->first_queued) {
+        ret_regions[count++] = device->first_queued;
+        um_queue_remove(device->first_queued);
+    }
+    um_unlock(&saved);
+    return count;
+}
+
 void um_queue_remove(struct um_region *region) {
     usermm_device *device = region->device;
     um_tree_remove(&um_monitor.regions, &region->by_start);
-    um_tree_remove(&device->cookies, &region->by_cookie);
+    region->by_start.serial = 0;
+    if (region->by_cookie.serial)
+        um_tree_remove(&device->cookies, &region->by_cookie);
     um_monitor.region_count--;
     if (region->queued) {
         unlink_queued(region);

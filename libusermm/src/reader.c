@@ -15,10 +15,12 @@ static int apply(const struct uffd_msg *message) {
     atomic_fetch_add_explicit(&um_monitor.notifications, 1, memory_order_relaxed);
     switch (message->event) {
     case UFFD_EVENT_UNMAP:
+        return um_queue_notify(message->arg.remove.start, message->arg.remove.end, USERMM_CAUSE_UNMAP);
     case UFFD_EVENT_REMOVE:
-        return um_queue_notify(message->arg.remove.start, message->arg.remove.end);
+        return um_queue_notify(message->arg.remove.start, message->arg.remove.end, USERMM_CAUSE_DISCARD);
     case UFFD_EVENT_REMAP:
-        return um_queue_notify(message->arg.remap.from, message->arg.remap.from + message->arg.remap.len);
+        return um_queue_notify(message->arg.remap.from, message->arg.remap.from + message->arg.remap.len,
+                               USERMM_CAUSE_REMAP);
     default:
         return -EPROTO;
     }

@@ -8,16 +8,18 @@
 
 #define REGISTER_WAIT_NS 10000000 /* going on costs at most an event from before */
 
-static int insert(usermm_device *device, struct um_region *region) {
+static int insert(usermm_device *device, struct um_region *region, bool named) {
     sigset_t saved;
     um_lock(&saved);
     int result = um_device_state(device);
-    if (result == 0 && um_tree_find(device->cookies, region->by_cookie.key))
+    if (result == 0 && named && um_tree_find(device->cookies, region->by_cookie.key))
         result = -EINVAL;
     if (result == 0) {
-        region->by_start.serial = region->by_cookie.serial = ++um_monitor.next_serial;
+        region->by_start.serial = ++um_monitor.next_serial;
+        region->by_cookie.serial = named ? region->by_start.serial : 0;
         um_tree_insert(&um_monitor.regions, &region->by_start);
-        um_tree_insert(&device->cookies, &region->by_cookie);
+        if (named)
+            um_tree_insert(&device->cookies, &region->by_cookie);
         um_monitor.region_count++;
     }
     um_unlock(&saved);
@@ -56,7 +58,7 @@ int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_
     region->by_start.key = start;
     region->by_start.end = end;
     region->by_cookie.key = cookie;
-    result = insert(device, region);
+    result = insert(device, region, true);
     if (result) {
         free(region);
         return result;
@@ -66,6 +68,28 @@ int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_
     if (result)
         withdraw(device, cookie, serial);
     return um_means_lost(-result) ? um_lost(device, result) : result;
+}
+
+int um_region_add(usermm_device *device, struct um_region *region, unsigned flags) {
+    int result = um_quiesce(device, NULL, REGISTER_WAIT_NS);
+    if (result < 0)
+        return result;
+    um_settle();
+    result = insert(device, region, false);
+    if (result)
+        return result;
+    result = um_watch(region->by_start.key, region->by_start.end, flags);
+    if (result)
+        um_region_take(region);
+    return um_means_lost(-result) ? um_lost(device, result) : result;
+}
+
+void um_region_take(struct um_region *region) {
+    sigset_t saved;
+    um_lock(&saved);
+    if (region->by_start.serial)
+        um_queue_remove(region);
+    um_unlock(&saved);
 }
 
 int usermm_unregister(usermm_device *device, uint64_t cookie) {

@@ -22,6 +22,7 @@ static struct {
 } mappings[MAX_MAPPINGS];
 static size_t device_count, mapping_count;
 static atomic_bool fault_fired;
+static void (*at_end)(void);
 
 #ifdef USERMM_FAULT_INJECTION
 #include "../src/sys.h"
@@ -107,7 +108,18 @@ __attribute__((noinline)) static size_t entries(const char *path) {
     return count;
 }
 
+void test_at_end(void (*clean)(void)) {
+    at_end = clean;
+}
+
+bool test_fault_fired(void) {
+    return atomic_load(&fault_fired);
+}
+
 static void release_all(void) {
+    if (at_end)
+        at_end();
+    at_end = NULL;
     while (device_count)
         usermm_close(devices[--device_count]);
     while (mapping_count--)

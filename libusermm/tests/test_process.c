@@ -15,13 +15,6 @@
 
 #include "test.h"
 
-/* Both sanitizers' run times may hold their own locks in a forked child and then hang when it starts a thread. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-static const bool children_can_start_threads = false;
-#else
-static const bool children_can_start_threads = true;
-#endif
-
 /* A child tells by its exit status, since CALL may only jump in the test's own thread and process. */
 static int child_sees_a_foreign_device(usermm_device *device, char *memory) {
     uint64_t generation;
@@ -37,7 +30,7 @@ static int child_sees_a_foreign_device(usermm_device *device, char *memory) {
 static int child_opens_its_own(char *memory) {
     usermm_device *device;
     uint64_t start = (uintptr_t)memory, generation = 0;
-    if (!children_can_start_threads)
+    if (!test_children_can_start_threads)
         return 0;
     int result = usermm_open(2, O_RDONLY, &device);
     if (result)
@@ -215,7 +208,7 @@ static int exit_with_busy_threads(void) {
 }
 
 static void exiting_with_busy_threads_does_not_hang(void) {
-    for (int round = 0; children_can_start_threads && round < 10; round++) {
+    for (int round = 0; test_children_can_start_threads && round < 10; round++) {
         pid_t child = fork();
         if (child == 0)
             _exit(exit_with_busy_threads());
