@@ -40,8 +40,9 @@ struct usermm_registrar {
 };
 
 #define USERMM_CACHE_SERIALIZED 1u /* the caller's own lock is held in every call, and so in every callback */
-#define USERMM_CACHE_UNCACHED 2u   /* watches nothing, remembers nothing: each get registers, each release deregisters \
-                                    */
+#define USERMM_CACHE_UNCACHED                                                                                          \
+    2u /* watches nothing, remembers nothing: each get registers, each release deregisters                             \
+        */
 
 struct usermm_cache_options {
     uint64_t max_bytes, max_count; /* what may be registered at once, in bytes and registrations; 0: no limit */
@@ -98,7 +99,8 @@ int usermm_cache_evict(usermm_cache *cache, uint64_t address, uint64_t length);
 
 /* The cache's time, which moves with each usermm_cache_expire; a touch counts as being asked for. */
 void usermm_cache_touch(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial);
-/* Takes out what nobody holds and nobody asked for since `ages` expirations ago, and what lost its memory. How many. */
+/* Takes out what nobody holds and nobody asked for since `ages` (1 to 8) expirations ago; 0: only what lost its memory.
+ * How many. */
 int usermm_cache_expire(usermm_cache *cache, unsigned ages);
 
 /* Polls readable from the first lost registration on, until usermm_cache_expire; hangs up when the cache is shut down.

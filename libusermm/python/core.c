@@ -1,5 +1,5 @@
 /* The extension module usermm._core. */
-#include "module.h"
+#include "cache.h"
 
 static PyObject *buffer_range(PyObject *module, PyObject *object) {
     uint64_t address, length;
@@ -30,6 +30,15 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+struct module_state *um_state_of_type(PyTypeObject *type) {
+    struct module_state *state = NULL;
+    for (; type && !state; type = PyType_GetSlot(type, Py_tp_base)) {
+        state = PyType_GetModuleState(type);
+        PyErr_Clear();
+    }
+    return state;
+}
+
 static PyObject *add_type(PyObject *module, PyType_Spec *spec, const char *name) {
     PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
     if (type && name && PyModule_AddObjectRef(module, name, type))
@@ -47,15 +56,20 @@ static int fill(PyObject *module) {
     state->argument_error = PyObject_GetAttrString(errors, "ArgumentError");
     state->argument_type_error = PyObject_GetAttrString(errors, "ArgumentTypeError");
     state->probe_name = PyUnicode_InternFromString("probe");
+    state->limit_error = PyObject_GetAttrString(errors, "LimitError");
     state->page_type = add_type(module, &um_page_spec, NULL);
+    state->registration_type = add_type(module, &um_registration_spec, "Registration");
     Py_DECREF(errors);
     PyObject *device = add_type(module, &um_device_spec, "Device");
     Py_XDECREF(device);
+    PyObject *cache = add_type(module, &um_cache_spec, "Cache");
+    Py_XDECREF(cache);
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && state->device_error && state->cookie_error && state->argument_error &&
-                   state->argument_type_error && state->page_type && state->probe_name
+    return device && cache && state->limit_error && state->registration_type && state->device_error &&
+                   state->cookie_error && state->argument_error && state->argument_type_error && state->page_type &&
+                   state->probe_name
                ? 0
                : -1;
 }
@@ -68,17 +82,23 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->argument_type_error);
     Py_VISIT(state->page_type);
     Py_VISIT(state->probe_name);
+    Py_VISIT(state->limit_error);
+    Py_VISIT(state->registration_type);
     return 0;
 }
 
 static int clear(PyObject *module) {
     struct module_state *state = PyModule_GetState(module);
+    while (state->spare_count)
+        PyObject_Free(state->spares[--state->spare_count]);
     Py_CLEAR(state->device_error);
     Py_CLEAR(state->cookie_error);
     Py_CLEAR(state->argument_error);
     Py_CLEAR(state->argument_type_error);
     Py_CLEAR(state->page_type);
     Py_CLEAR(state->probe_name);
+    Py_CLEAR(state->limit_error);
+    Py_CLEAR(state->registration_type);
     return 0;
 }
 

@@ -381,20 +381,10 @@ static PyObject *device_close(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* Of the class that was made from the spec, also when `type` is a Python subclass, which has no module of ours. */
-static const struct module_state *state_of_type(PyTypeObject *type) {
-    const struct module_state *state = NULL;
-    for (; type && !state; type = PyType_GetSlot(type, Py_tp_base)) {
-        state = PyType_GetModuleState(type);
-        PyErr_Clear();
-    }
-    return state;
-}
-
 static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *keywords[] = {"abi", "flags", NULL};
     int abi = USERMM_ABI_UMMUNOTIFY, flags = O_RDONLY, result;
-    const struct module_state *state = state_of_type(type);
+    const struct module_state *state = um_state_of_type(type);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i$i:Ummunotify", keywords, &abi, &flags)) {
         int wrong_type = PyErr_ExceptionMatches(PyExc_TypeError);
         um_raise_from_pending(wrong_type ? state->argument_type_error : state->argument_error,

@@ -8,13 +8,19 @@
 
 #include "usermm.h"
 
+#define UM_SPARES 64
+
 struct module_state {
     PyObject *device_error;        /* usermm.errors.refused */
     PyObject *cookie_error;        /* usermm.errors.CookieError */
     PyObject *argument_error;      /* usermm.errors.ArgumentError */
     PyObject *argument_type_error; /* usermm.errors.ArgumentTypeError */
     PyObject *page_type;
-    PyObject *probe_name; /* "probe", interned */
+    PyObject *probe_name;  /* "probe", interned */
+    PyObject *limit_error; /* usermm.errors.LimitError */
+    PyObject *registration_type;
+    PyObject *spares[UM_SPARES]; /* memory of registrations that nobody has any more */
+    int spare_count;
 };
 
 /* Raises what `result` (a negative errno) means for `call`; `reason` NULL takes the usual one. Always NULL. */
@@ -34,6 +40,9 @@ int um_buffer_range(const struct module_state *state, PyObject *object, uint64_t
 
 /* A read-only memoryview of a mapping of `length` bytes, which it unmaps in the end. */
 PyObject *um_page_view(const struct module_state *state, void *address, size_t length);
+
+/* Of the class that was made from a spec here, also when `type` is a Python subclass, which has no module of ours. */
+struct module_state *um_state_of_type(PyTypeObject *type);
 
 extern PyType_Spec um_device_spec, um_page_spec;
 

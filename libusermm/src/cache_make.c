@@ -227,11 +227,21 @@ static void withdraw(usermm_cache *cache, struct um_entry *entry) {
     um_entry_set_state(cache, entry, UM_ENTRY_FREE);
 }
 
+/* Whether the memory changed while it was being registered: then the device may have pages of before. */
+static bool changed_meanwhile(const struct um_entry *entry) {
+#ifdef USERMM_WITHOUT_RECHECK
+    (void)entry;
+    return false;
+#else
+    return entry->hit;
+#endif
+}
+
 /* What the device said, and whether the memory is still the same: listed, or gone and held by us, or withdrawn. */
 static int settle(usermm_cache *cache, struct request *request, int result, uint64_t taken_ns) {
     struct um_entry *entry = request->entry;
     int state = um_cache_refresh(cache, &request->doomed);
-    bool listed = result == 0 && state == 0 && !entry->hit && atomic_load(&cache->device);
+    bool listed = result == 0 && state == 0 && !changed_meanwhile(entry) && atomic_load(&cache->device);
     cache->counts.register_ns += taken_ns;
     cache->counts.registered += result == 0;
     if (result)
@@ -240,9 +250,9 @@ static int settle(usermm_cache *cache, struct request *request, int result, uint
         publish(cache, entry);
     else
         um_entry_set_state(cache, entry, UM_ENTRY_GONE);
-    cache->counts.misses += result == 0 && state == 0 && !entry->hit;
-    cache->counts.retries += result == 0 && entry->hit;
-    return result ? result : state ? state : entry->hit ? -EAGAIN : 0;
+    cache->counts.misses += result == 0 && state == 0 && !changed_meanwhile(entry);
+    cache->counts.retries += result == 0 && changed_meanwhile(entry);
+    return result ? result : state ? state : changed_meanwhile(entry) ? -EAGAIN : 0;
 }
 
 /* Watch, register, check again, publish. 0: the entry is held for the caller. */

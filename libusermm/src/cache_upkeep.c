@@ -1,6 +1,7 @@
 /* What is done with a cache beside asking it: taking out, ageing, counting, looking. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <string.h>
 
 #include "cache.h"
 #include "monitor.h"
@@ -30,17 +31,17 @@ void usermm_cache_touch(usermm_cache *cache, struct usermm_registration *registr
 int usermm_cache_expire(usermm_cache *cache, unsigned ages) {
     struct um_entry *doomed = NULL;
     usermm_device *device = atomic_load(&cache->device);
-    if (ages == 0 || ages > UM_AGES)
+    if (ages > UM_AGES)
         return -EINVAL;
     if (device)
         um_device_rest(device);
     um_cache_lock(cache);
     int result = um_cache_refresh(cache, &doomed);
-    if (result == 0)
+    if (result == 0 && ages) {
         result = um_cache_expire_before(cache, cache->ages[ages - 1], &doomed);
-    for (unsigned age = UM_AGES - 1; age; age--)
-        cache->ages[age] = cache->ages[age - 1];
-    cache->ages[0] = atomic_load(&cache->tick);
+        memmove(cache->ages + 1, cache->ages, (UM_AGES - 1) * sizeof *cache->ages);
+        cache->ages[0] = atomic_load(&cache->tick);
+    }
     um_cache_collect_stranded(cache, &doomed);
     um_cache_unlock(cache);
     um_cache_bury(cache, doomed);

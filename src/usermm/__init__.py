@@ -4,6 +4,7 @@
 unmapped, moved or discarded, and answers "nothing changed" in the time of a system call or less.
 """
 
+from usermm._core import Registration
 from usermm.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -13,12 +14,16 @@ from usermm.errors import (
     ForkedError,
     LimitError,
     MonitorFailedError,
+    OverlapError,
+    RegistrationError,
     UnavailableError,
     UnwatchableError,
     UsermmError,
     WatchedElsewhereError,
     WouldBlockError,
 )
+from usermm.rcache.cache import RegistrationCache
+from usermm.rcache.statistics import Statistics
 from usermm.ummunotify.device import Ummunotify
 from usermm.ummunotify.events import Event, Invalidation, Last
 from usermm.version import __version__
@@ -35,6 +40,11 @@ __all__ = [
     "Last",
     "LimitError",
     "MonitorFailedError",
+    "OverlapError",
+    "Registration",
+    "RegistrationCache",
+    "RegistrationError",
+    "Statistics",
     "Ummunotify",
     "UnavailableError",
     "UnwatchableError",

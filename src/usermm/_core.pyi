@@ -1,6 +1,7 @@
 """The C part: a device over libusermm. Use `usermm.Ummunotify`, which adds the pleasant half."""
 
-from typing import Final, Self
+from collections.abc import Callable
+from typing import Any, Final, Self
 
 from typing_extensions import Buffer
 
@@ -65,6 +66,103 @@ class Device:
 
     def close(self) -> None:
         """Forgets all regions and ends every waiting read with ClosedError. May be called again."""
+
+class Registration:
+    """One holder of a registration. The memory stays registered until every holder has let go, whatever becomes of it.
+
+    To let go: `release()`, the end of a `with` block, or the last reference to this object; in any thread.
+    """
+
+    @property
+    def handle(self) -> Any:
+        """What the registrar returned for it. Raises ValueError once released, like the next two."""
+
+    @property
+    def address(self) -> int:
+        """Where the registered memory starts: at or below the buffer that was asked for."""
+
+    @property
+    def length(self) -> int:
+        """How many bytes are registered: all of the buffer, and maybe more on both sides."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether it still is the memory that is mapped there; False once released, evicted or the cache was closed.
+
+        Exact for every unmapping whose call has returned. What was evicted stays registered for its holder all the same.
+        """
+
+    def release(self) -> None:
+        """Lets go. May be called again."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+class Cache:
+    """The look-up of `usermm.RegistrationCache`, which adds the pleasant half. Any thread may call anything."""
+
+    upkeep_due: bool
+    """Whether `_begin_upkeep()` is called after the next registration; set anew in a forked child."""
+
+    def __new__(
+        cls,
+        register: Callable[[int, int], object],
+        deregister: Callable[[Any], None],
+        *,
+        overlap: int,
+        merge_adjacent: bool,
+        one_thread: bool,
+        granularity: int,
+        max_length: int,
+        writes: bool,
+        max_bytes: int,
+        max_count: int,
+        uncached: bool,
+        watch_flags: int,
+    ) -> Self:
+        """`overlap` 0 allowed, 1 merged, 2 refused; a limit of 0 is none. Raises UnavailableError, LimitError."""
+
+    def get(self, buffer: object, /, *, probe: bool | None = None) -> Registration:
+        """A registration that covers `buffer`: a remembered one, or a new one. It is the caller's until it is released.
+
+        `buffer`: the buffer protocol (contiguous; writable where the device writes), data_ptr() and nbytes, or address
+        and size. `probe`, a system call, asks that no change of watched memory be under way. None: only if this very
+        object did not ask before, which is exact across threads as long as an object's memory is not exchanged by a
+        thread without the interpreter's lock; True: always, which is exact even then; False: never, which is exact for
+        every change whose call has returned.
+
+        Raises ArgumentError, ArgumentTypeError (the buffer; longer than the device takes), UnwatchableError (the memory
+        can change unseen), LimitError (the cache's or the device's limits, and all is held), OverlapError,
+        RegistrationError (the memory went on changing; a registrar that waits for itself), ClosedError,
+        MonitorFailedError, and what the registrar raises.
+        """
+
+    def evict(self, buffer: object, /) -> int:
+        """Takes every registration that overlaps this memory out of the look-up; says how many that were."""
+
+    def clear(self) -> int:
+        """Takes everything out of the look-up; says how many that were."""
+
+    def expire(self, ages: int, /) -> int:
+        """Takes out what nobody asked for since `ages` (1 to 8) calls of this ago, unless an object that did is alive.
+
+        0: only what lost its memory. The cache's own upkeep calls it. Says how many that were.
+        """
+
+    def overlapping(self, address: int, length: int, /) -> list[tuple[int, int, int, Any]]:
+        """(address, length, holders, handle) of what is in the look-up and overlaps the range; length 0: all of it."""
+
+    def remembers(self, buffer: object, /) -> bool:
+        """Whether get of this very object would need no probe."""
+
+    def counts(self) -> dict[str, int]:
+        """The fields of `usermm.Statistics`."""
+
+    def fileno(self) -> int:
+        """A descriptor that polls readable once a registration lost its memory, until expire(); hangs up at close()."""
+
+    def close(self) -> None:
+        """Takes everything out for good; what is held is deregistered when it is let go. May be called again."""
 
 def buffer_range(buffer: object, /) -> tuple[int, int]:
     """Address and length in bytes of a buffer: buffer protocol, data_ptr() and nbytes, or address and size."""

@@ -57,6 +57,15 @@ class LimitError(DeviceError):
     """Memory, descriptors or mappings ran out (ENOMEM, EMFILE, ENFILE); nothing was changed."""
 
 
+class OverlapError(DeviceError):
+    """Part of this memory is in a registration that somebody holds, and the device refuses overlaps (EADDRINUSE)."""
+
+
+class RegistrationError(DeviceError):
+    """A registration could not be completed: the memory kept changing (EAGAIN), or the registrar re-entered the cache
+    for the same memory (EDEADLK)."""
+
+
 class UnavailableError(DeviceError):
     """This kernel, user or container allows no userfaultfd (EPERM, ENOSYS); ``usermm doctor`` names the cure."""
 

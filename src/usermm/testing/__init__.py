@@ -11,6 +11,8 @@
 
 A `ModelDevice` has the methods of `usermm.Ummunotify` that make sense without memory, so code that takes a device can
 be given a model and made to meet every order of events, without a kernel's permission and without luck.
+
+A `ScriptedRegistrar` takes a device's place under `usermm.RegistrationCache`; `ModelCache` is that cache over a model.
 """
 
 from usermm.testing.address_space import (
@@ -23,9 +25,12 @@ from usermm.testing.address_space import (
     MREMAP_MAYMOVE,
     AddressSpace,
 )
+from usermm.testing.cache import ModelCache
 from usermm.testing.device import ModelDevice
+from usermm.testing.entries import ModelRegistration, Outcome, Range
 from usermm.testing.mappings import PAGE_BYTES, Mapping
 from usermm.testing.notifications import Cause, Flavour, Listener, Notification
+from usermm.testing.registrar import Call, ContractError, Pin, ScriptedRegistrar
 
 __all__ = [
     "MADV_DONTNEED",
@@ -37,10 +42,18 @@ __all__ = [
     "MREMAP_MAYMOVE",
     "PAGE_BYTES",
     "AddressSpace",
+    "Call",
     "Cause",
+    "ContractError",
     "Flavour",
     "Listener",
     "Mapping",
+    "ModelCache",
     "ModelDevice",
+    "ModelRegistration",
     "Notification",
+    "Outcome",
+    "Pin",
+    "Range",
+    "ScriptedRegistrar",
 ]

@@ -22,6 +22,8 @@ IORING_FEAT_SINGLE_MMAP = 1 << 0
 
 IORING_ENTER_GETEVENTS = 1 << 0
 
+IORING_SETUP_SINGLE_ISSUER = 1 << 12  # since 6.0: one thread alone may enter or change the ring
+
 # io_uring_register(2) operations.
 IORING_UNREGISTER_BUFFERS = 1
 IORING_REGISTER_BUFFERS2 = 15  # since 5.13

@@ -73,18 +73,11 @@ class Ummunotify(_core.Device):
         """The memory was refused: sealed files after all, everything else with the mapping's name and the way out."""
         if error.errno not in (errno.EOPNOTSUPP, errno.EFAULT):
             raise error
-        try:
-            verdict = memory.judge(start, end)
-        except OSError:  # no descriptor left to look with: the refusal stands, less well explained
-            raise error from None
-        strict = flags & _core.REFUSE_FILES
-        if verdict.kind is memory.Kind.WATCHABLE and strict:
+        strict = bool(flags & _core.REFUSE_FILES)
+        refusal = memory.refusal(f"register({start:#x}-{end:#x})", error.errno, start, end, strict=strict)
+        if refusal is None:
             return self.watch(start, end, cookie, flags & ~_core.REFUSE_FILES)
-        reason = str(verdict)
-        if verdict.kind is memory.Kind.BLIND_SPOT and not strict:
-            reason = f"{verdict.reason}; this kernel watches no such files (6.7 does): register a copy"
-        number = errno.EFAULT if verdict.mapping is None else error.errno  # None: nothing is mapped there
-        raise refused(number, f"register({start:#x}-{end:#x})", reason) from None
+        raise refusal from None
 
     def read(self, timeout: float | None = None) -> list[Event]:
         """The next events, at most 128: Invalidation for each region hit, then Last once the queue is drained.

@@ -7,12 +7,14 @@ side was tried on Linux 6.18; see userfaultfd(2) for what can be registered and 
 from __future__ import annotations
 
 import enum
+import errno
 import fcntl
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from usermm.errors import DeviceError, refused
 from usermm.uapi import procfs
 from usermm.uapi.procfs import Mapping
 from usermm.ummunotify.seals import NO_PUNCH, NO_TRUNCATE, sealed_for_good, seals_of
@@ -63,6 +65,24 @@ def explain(start: int, end: int) -> str | None:
     """One line that names the memory of [start, end) and the way out; None when it can be watched."""
     verdict = judge(start, end)
     return None if verdict.kind is Kind.WATCHABLE else str(verdict)
+
+
+def refusal(call: str, number: int, start: int, end: int, *, strict: bool) -> DeviceError | None:
+    """What to raise when `call` was refused with errno `number` (EOPNOTSUPP, EFAULT) for [start, end) of this process.
+
+    None: the memory can be watched after all, as sealed files can, which the C core does not look at; only if `strict`,
+    that is, if file memory was not to be accepted.
+    """
+    try:
+        verdict = judge(start, end)
+    except OSError:  # no descriptor left to look with: the refusal stands, less well explained
+        return refused(number, call)
+    if verdict.kind is Kind.WATCHABLE and strict:
+        return None
+    reason = str(verdict)
+    if verdict.kind is Kind.BLIND_SPOT and not strict:
+        reason = f"{verdict.reason}; this kernel watches no such files (6.7 does): register a copy"
+    return refused(errno.EFAULT if verdict.mapping is None else number, call, reason)  # None: nothing is mapped there
 
 
 def _read(path: str, start: int, end: int) -> list[Mapping]:

@@ -1,0 +1,140 @@
+/* Which objects asked a cache: a hash table by object, each entry worth no more than its weak reference. */
+#include "askers.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define FIRST_SLOTS 64u
+#define MOST_SLOTS (1u << 21) /* 96 MiB; beyond a million living askers the oldest pay the probe again */
+#define WINDOW 8u             /* slots that an object can be in */
+
+static int is_alive(const struct um_asker *asker) {
+    return asker->weakref && PyWeakref_GetObject(asker->weakref) == asker->object;
+}
+
+struct um_asker *um_askers_find(const struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length) {
+    size_t place = um_askers_place(askers, object);
+    for (unsigned i = 0; askers->slots && i < WINDOW; i++) {
+        struct um_asker *asker = &askers->slots[(place + i) & askers->mask];
+        if (asker->object != object)
+            continue;
+        __builtin_prefetch(asker->registration); /* both are most likely far away, and independent */
+        return is_alive(asker) && asker->address == address && asker->length == length ? asker : NULL;
+    }
+    return NULL;
+}
+
+static void empty(struct um_askers *askers, struct um_asker *asker) {
+    PyObject *weakref = asker->weakref;
+    askers->used -= weakref != NULL;
+    memset(asker, 0, sizeof *asker);
+    Py_XDECREF(weakref);
+}
+
+/* The slot that the object has, else a free one, else NULL. */
+static struct um_asker *slot_for(const struct um_askers *askers, const PyObject *object) {
+    struct um_asker *free_one = NULL;
+    size_t place = um_askers_place(askers, object);
+    for (unsigned i = 0; askers->slots && i < WINDOW; i++) {
+        struct um_asker *asker = &askers->slots[(place + i) & askers->mask];
+        if (asker->object == object)
+            return asker;
+        if (!free_one && !is_alive(asker))
+            free_one = asker;
+    }
+    return free_one;
+}
+
+static int allocate(struct um_askers *askers, size_t slots) {
+    struct um_asker *fresh = calloc(slots, sizeof *fresh);
+    if (!fresh)
+        return -1;
+    *askers = (struct um_askers){fresh, slots - 1, 0, askers->unremembered};
+    return 0;
+}
+
+/* Into a table of this many slots; the dead stay behind. */
+static void move_to(struct um_askers *askers, size_t slots) {
+    struct um_askers old = *askers;
+    if (allocate(askers, slots))
+        return;
+    for (size_t i = 0; old.slots && i <= old.mask; i++) {
+        struct um_asker *slot = is_alive(&old.slots[i]) ? slot_for(askers, old.slots[i].object) : NULL;
+        if (slot) {
+            *slot = old.slots[i];
+            askers->used++;
+        } else {
+            Py_XDECREF(old.slots[i].weakref);
+        }
+    }
+    free(old.slots);
+}
+
+/* Half full, the dead included, is full: they go first, and if the living alone are many, the table doubles. */
+static void make_room(struct um_askers *askers) {
+    if (!askers->slots)
+        move_to(askers, FIRST_SLOTS);
+    else if (2 * askers->used > askers->mask)
+        move_to(askers, askers->mask + 1);
+    if (askers->slots && 3 * askers->used > askers->mask && askers->mask < MOST_SLOTS)
+        move_to(askers, 2 * (askers->mask + 1));
+}
+
+/* NULL, without an exception, for an object that takes none. */
+static PyObject *weakref_to(struct um_askers *askers, PyObject *object) {
+    if (Py_TYPE(object) == askers->unremembered)
+        return NULL;
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    PyObject *weakref = PyWeakref_NewRef(object, NULL);
+    if (!weakref) {
+        PyTypeObject *before = askers->unremembered;
+        askers->unremembered = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(object));
+        Py_XDECREF((PyObject *)before);
+    }
+    PyErr_Restore(kind, value, traceback);
+    return weakref;
+}
+
+void um_askers_remember(struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length,
+                        struct usermm_registration *registration) {
+    struct um_asker *slot = slot_for(askers, object);
+    if (slot && slot->object == object && is_alive(slot)) { /* it has moved, or was given another registration */
+        *slot = (struct um_asker){object, slot->weakref, address, length, registration, registration->serial};
+        return;
+    }
+    PyObject *weakref = weakref_to(askers, object);
+    if (!weakref)
+        return;
+    make_room(askers);
+    slot = slot_for(askers, object);
+    if (!slot && askers->slots)
+        slot = &askers->slots[um_askers_place(askers, object)]; /* the window is full by chance: one pays again */
+    if (!slot) {
+        Py_DECREF(weakref);
+        return;
+    }
+    empty(askers, slot);
+    *slot = (struct um_asker){object, weakref, address, length, registration, registration->serial};
+    askers->used++;
+}
+
+void um_askers_sweep(struct um_askers *askers, void (*alive)(const struct um_asker *asker, void *context),
+                     void *context) {
+    for (size_t i = 0; askers->slots && i <= askers->mask; i++) {
+        struct um_asker *asker = &askers->slots[i];
+        if (is_alive(asker))
+            alive(asker, context);
+        else if (asker->weakref)
+            empty(askers, asker);
+    }
+}
+
+void um_askers_clear(struct um_askers *askers) {
+    struct um_askers old = *askers;
+    *askers = (struct um_askers){0};
+    for (size_t i = 0; old.slots && i <= old.mask; i++)
+        Py_XDECREF(old.slots[i].weakref);
+    free(old.slots);
+    Py_XDECREF((PyObject *)old.unremembered);
+}

@@ -1,0 +1,42 @@
+/* Which objects asked a cache, and what they were given: the very object that asks again needs no probe. */
+#ifndef UM_ASKERS_H
+#define UM_ASKERS_H
+
+#include "module.h"
+#include "usermm_cache.h"
+
+struct um_asker {
+    PyObject *object;  /* only compared: it may be dead, and another object be there */
+    PyObject *weakref; /* owned; to `object` while that lives; NULL: the slot is empty */
+    uint64_t address, length;
+    struct usermm_registration *registration;
+    uint64_t serial;
+};
+
+struct um_askers {
+    struct um_asker *slots;     /* NULL: none, and mask is 0 */
+    size_t mask;                /* slots - 1 */
+    size_t used;                /* slots with a weak reference, dead or not */
+    PyTypeObject *unremembered; /* the latest type seen whose objects take no weak reference */
+};
+
+static inline size_t um_askers_place(const struct um_askers *askers, const PyObject *object) {
+    return ((uintptr_t)object >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> 32 & askers->mask;
+}
+
+/* Starts to load what find will look at: the buffer can be taken meanwhile. */
+static inline void um_askers_prefetch(const struct um_askers *askers, const PyObject *object) {
+    __builtin_prefetch(&askers->slots[um_askers_place(askers, object)]);
+}
+
+/* The slot of this living object with this memory, or NULL. The interpreter's lock is held in all of these. */
+struct um_asker *um_askers_find(const struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length);
+/* Never fails: what cannot be remembered pays the probe again. Leaves a pending exception alone. */
+void um_askers_remember(struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length,
+                        struct usermm_registration *registration);
+/* Calls `alive` for each whose object lives, and forgets the others. */
+void um_askers_sweep(struct um_askers *askers, void (*alive)(const struct um_asker *asker, void *context),
+                     void *context);
+void um_askers_clear(struct um_askers *askers);
+
+#endif

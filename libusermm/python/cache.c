@@ -1,0 +1,456 @@
+/* usermm._core.Cache: a usermm_cache whose lock is the interpreter's. Its methods are documented in _core.pyi. */
+#include "cache.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <structmember.h>
+
+#define WAIT_SLICE_MS 50 /* how long a signal handler may have to wait */
+
+enum probe { PROBE_NEW_OBJECTS, PROBE_ALWAYS, PROBE_NEVER };
+
+static struct um_python_cache *cache_of(PyObject *self) {
+    return (struct um_python_cache *)self;
+}
+
+/* Where the bytes are. `view` keeps them there until it is released; without the protocol the object alone does. */
+static int take_buffer(const struct um_python_cache *cache, PyObject *object, Py_buffer *view, uint64_t *ret_address,
+                       uint64_t *ret_length) {
+    view->obj = NULL;
+    if (!PyObject_CheckBuffer(object))
+        return um_buffer_range(cache->state, object, ret_address, ret_length);
+    if (PyObject_GetBuffer(object, view, cache->buffer_flags))
+        return um_raise_from_pending(cache->state->argument_error,
+                                     cache->buffer_flags & PyBUF_WRITABLE
+                                         ? "buffer: pass a live, contiguous, writable one, since the device may write"
+                                         : "buffer: pass a live, contiguous one");
+    *ret_address = (uint64_t)(uintptr_t)view->buf;
+    *ret_length = (uint64_t)view->len;
+    if (view->len)
+        return 0;
+    PyBuffer_Release(view);
+    PyErr_SetString(cache->state->argument_error, "buffer: it is empty, so there is no memory to register");
+    return -1;
+}
+
+static void release_buffer(Py_buffer *view) {
+    if (view->obj)
+        PyBuffer_Release(view);
+}
+
+static int raise_usage(const struct um_python_cache *cache) {
+    PyErr_SetString(cache->state->argument_type_error, "get takes one buffer, and probe=None, True or False");
+    return -1;
+}
+
+static int parse_get(const struct um_python_cache *cache, PyObject *const *args, Py_ssize_t count, PyObject *names,
+                     enum probe *ret_probe) {
+    *ret_probe = PROBE_NEW_OBJECTS;
+    if (count == 1 && !names)
+        return 0;
+    if (count != 1 || PyTuple_Size(names) != 1 ||
+        PyUnicode_Compare(PyTuple_GetItem(names, 0), cache->state->probe_name) != 0)
+        return raise_usage(cache);
+    if (args[1] == Py_None)
+        return 0;
+    int truth = PyObject_IsTrue(args[1]);
+    *ret_probe = truth ? PROBE_ALWAYS : PROBE_NEVER;
+    return truth < 0 ? -1 : 0;
+}
+
+/* After it, what is found at this address is what is mapped there now: see docs/decisions/0008-same-object-no-probe.md.
+ */
+static int wait_for_quiet(struct um_python_cache *cache, uint64_t address, uint64_t length) {
+#ifdef USERMM_WITHOUT_PROBE
+    (void)cache, (void)address, (void)length;
+    return 0;
+#else
+    int busy = usermm_cache_probe(cache->core, USERMM_PROBE_TRY);
+    if (busy == -EAGAIN) {
+        Py_BEGIN_ALLOW_THREADS
+        busy = usermm_cache_probe(cache->core, USERMM_PROBE_WAIT);
+        Py_END_ALLOW_THREADS
+    }
+    return busy == 1 ? usermm_cache_evict(cache->core, address, length) : busy;
+#endif
+}
+
+/* The registrar's own exception, or what Python makes of `result`: an exception, or flags to try again with. */
+static int explain_failure(PyObject *self, int result, uint64_t address, uint64_t length, unsigned *ret_flags) {
+    if (PyErr_Occurred())
+        return -1;
+    PyObject *flags =
+        PyObject_CallMethod(self, "_failed", "iKK", -result, (unsigned long long)address, (unsigned long long)length);
+    if (!flags)
+        return -1;
+    *ret_flags = (unsigned)PyLong_AsUnsignedLong(flags);
+    Py_DECREF(flags);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int wait_for_other_thread(struct um_python_cache *cache, uint32_t made) {
+    Py_BEGIN_ALLOW_THREADS
+    usermm_cache_wait(cache->core, made, WAIT_SLICE_MS);
+    Py_END_ALLOW_THREADS
+    return PyErr_CheckSignals();
+}
+
+static struct usermm_registration *get_or_make(PyObject *self, uint64_t address, uint64_t length) {
+    struct um_python_cache *cache = cache_of(self);
+    struct usermm_registration *registered = NULL;
+    unsigned flags = cache->watch_flags;
+    for (;;) {
+        uint32_t made = usermm_cache_made(cache->core);
+        int result = usermm_cache_get(cache->core, address, length, USERMM_PROBE_NONE, flags, &registered);
+        if (result == 0)
+            return registered;
+        if (result == -EINPROGRESS ? wait_for_other_thread(cache, made)
+                                   : explain_failure(self, result, address, length, &flags))
+            return NULL;
+    }
+}
+
+static int begin_upkeep(PyObject *self) {
+    cache_of(self)->upkeep_due = 0;
+    PyObject *done = PyObject_CallMethod(self, "_begin_upkeep", NULL);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address, uint64_t length, enum probe probe) {
+    struct um_python_cache *cache = cache_of(self);
+    unsigned unused;
+    if (probe != PROBE_NEVER) {
+        int result = wait_for_quiet(cache, address, length);
+        if (result < 0) {
+            explain_failure(self, result, address, length, &unused);
+            return NULL;
+        }
+    }
+    struct usermm_registration *registered = get_or_make(self, address, length);
+    if (!registered)
+        return NULL;
+    if (cache->upkeep_due && begin_upkeep(self)) {
+        usermm_cache_release(cache->core, registered);
+        return NULL;
+    }
+    if (probe != PROBE_NEVER)
+        um_askers_remember(&cache->askers, object, address, length, registered);
+    return um_registration_new(cache, registered);
+}
+
+static PyObject *get(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    struct um_python_cache *cache = cache_of(self);
+    uint64_t address, length;
+    enum probe probe;
+    Py_buffer view;
+    if (parse_get(cache, args, count, names, &probe))
+        return NULL;
+    um_askers_prefetch(&cache->askers, args[0]);
+    if (take_buffer(cache, args[0], &view, &address, &length))
+        return NULL;
+    struct um_asker *asker =
+        probe == PROBE_NEW_OBJECTS ? um_askers_find(&cache->askers, args[0], address, length) : NULL;
+    PyObject *registration = asker && usermm_cache_again(cache->core, asker->registration, asker->serial)
+                                 ? um_registration_new(cache, asker->registration)
+                                 : get_slowly(self, args[0], address, length, probe);
+    release_buffer(&view);
+    return registration;
+}
+
+static PyObject *evict(PyObject *self, PyObject *object) {
+    struct um_python_cache *cache = cache_of(self);
+    uint64_t address, length;
+    if (um_buffer_range(cache->state, object, &address, &length))
+        return NULL;
+    int count = usermm_cache_evict(cache->core, address, length);
+    return count < 0 ? um_raise(cache->state, count, "evict", NULL) : PyLong_FromLong(count);
+}
+
+static PyObject *clear_all(PyObject *self, PyObject *unused) {
+    (void)unused;
+    int count = usermm_cache_evict(cache_of(self)->core, 0, 0);
+    return count < 0 ? um_raise(cache_of(self)->state, count, "clear", NULL) : PyLong_FromLong(count);
+}
+
+static void touch(const struct um_asker *asker, void *context) {
+    usermm_cache_touch(context, asker->registration, asker->serial);
+}
+
+/* expire(ages) -> how many */
+static PyObject *expire(PyObject *self, PyObject *ages) {
+    struct um_python_cache *cache = cache_of(self);
+    uint64_t number;
+    if (um_to_u64(cache->state, ages, "ages", &number))
+        return NULL;
+    um_askers_sweep(&cache->askers, touch, cache->core);
+    int count = usermm_cache_expire(cache->core, (unsigned)number);
+    return count < 0 ? um_raise(cache->state, count, "expire", NULL) : PyLong_FromLong(count);
+}
+
+static PyObject *cache_fileno(PyObject *self, PyObject *unused) {
+    (void)unused;
+    int fd = usermm_cache_fileno(cache_of(self)->core);
+    return fd < 0 ? um_raise(cache_of(self)->state, fd, "fileno", NULL) : PyLong_FromLong(fd);
+}
+
+static PyObject *cache_close(PyObject *self, PyObject *unused) {
+    (void)unused;
+    usermm_cache_shutdown(cache_of(self)->core);
+    um_askers_clear(&cache_of(self)->askers);
+    Py_RETURN_NONE;
+}
+
+static int set_number(PyObject *dictionary, const char *name, uint64_t value) {
+    PyObject *number = PyLong_FromUnsignedLongLong(value);
+    int result = number ? PyDict_SetItemString(dictionary, name, number) : -1;
+    Py_XDECREF(number);
+    return result;
+}
+
+static PyObject *counts(PyObject *self, PyObject *unused) {
+    struct usermm_cache_counts now;
+    (void)unused;
+    usermm_cache_count(cache_of(self)->core, &now);
+    const struct {
+        const char *name;
+        uint64_t value;
+    } rows[] = {
+        {"registrations", now.registrations},
+        {"held", now.held},
+        {"pinned", now.pinned},
+        {"pinned_bytes", now.pinned_bytes},
+        {"pinned_bytes_max", now.pinned_bytes_max},
+        {"hits", now.hits},
+        {"misses", now.misses},
+        {"probes", now.probes},
+        {"doubts", now.doubts},
+        {"waits", now.waits},
+        {"unmapped", now.invalidations[USERMM_CAUSE_UNMAP]},
+        {"remapped", now.invalidations[USERMM_CAUSE_REMAP]},
+        {"discarded", now.invalidations[USERMM_CAUSE_DISCARD]},
+        {"evictions", now.evictions},
+        {"expirations", now.expirations},
+        {"merges", now.merges},
+        {"retries", now.retries},
+        {"registered", now.registered},
+        {"register_failures", now.register_failures},
+        {"register_ns", now.register_ns},
+        {"deregistered", now.deregistered},
+        {"deregister_ns", now.deregister_ns},
+    };
+    PyObject *dictionary = PyDict_New();
+    for (size_t i = 0; dictionary && i < sizeof rows / sizeof *rows; i++)
+        if (set_number(dictionary, rows[i].name, rows[i].value))
+            Py_CLEAR(dictionary);
+    return dictionary;
+}
+
+struct listing {
+    PyObject *list; /* NULL after a failure */
+};
+
+static void append(const struct usermm_registration *registered, uint64_t holders, void *context) {
+    struct listing *listing = context;
+    if (!listing->list)
+        return;
+    PyObject *row =
+        Py_BuildValue("KKKO", (unsigned long long)registered->address, (unsigned long long)registered->length,
+                      (unsigned long long)holders, (PyObject *)(uintptr_t)registered->handle);
+    if (!row || PyList_Append(listing->list, row))
+        Py_CLEAR(listing->list);
+    Py_XDECREF(row);
+}
+
+/* overlapping(address, length) -> [(address, length, holders, handle)]; length 0: all */
+static PyObject *overlapping(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    struct um_python_cache *cache = cache_of(self);
+    uint64_t address, length;
+    if (count != 2) {
+        PyErr_SetString(cache->state->argument_type_error, "overlapping takes an address and a length");
+        return NULL;
+    }
+    if (um_to_u64(cache->state, args[0], "address", &address) || um_to_u64(cache->state, args[1], "length", &length))
+        return NULL;
+    struct listing listing = {PyList_New(0)};
+    if (listing.list)
+        usermm_cache_visit(cache->core, address, length, append, &listing);
+    return listing.list;
+}
+
+/* remembers(buffer) -> whether this very object would be answered without a probe */
+static PyObject *remembers(PyObject *self, PyObject *object) {
+    struct um_python_cache *cache = cache_of(self);
+    uint64_t address, length;
+    if (um_buffer_range(cache->state, object, &address, &length))
+        return NULL;
+    struct um_asker *asker = um_askers_find(&cache->askers, object, address, length);
+    return PyBool_FromLong(asker && asker->registration->serial == asker->serial);
+}
+
+/* The registrar, called by the core, which holds nothing. */
+
+static int is_no_resources(const struct module_state *state) {
+    return PyErr_ExceptionMatches(state->limit_error) || PyErr_ExceptionMatches(PyExc_MemoryError);
+}
+
+static int register_memory(void *context, uint64_t address, uint64_t length, uint64_t *ret_handle) {
+    const struct um_python_cache *cache = context;
+    PyErr_Clear(); /* of the attempt before, when there was no room */
+    PyObject *first = PyLong_FromUnsignedLongLong(address), *second = PyLong_FromUnsignedLongLong(length);
+    PyObject *handle = first && second ? PyObject_CallFunctionObjArgs(cache->register_call, first, second, NULL) : NULL;
+    Py_XDECREF(first);
+    Py_XDECREF(second);
+    *ret_handle = (uint64_t)(uintptr_t)handle;
+    return handle ? 0 : is_no_resources(cache->state) ? -ENOSPC : -ECANCELED;
+}
+
+/* Runs in deallocators too, maybe with an exception on its way. What a registrar raises here is logged by Python. */
+static void deregister_memory(void *context, uint64_t number) {
+    const struct um_python_cache *cache = context;
+    PyObject *handle = (PyObject *)(uintptr_t)number, *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    PyObject *done = PyObject_CallFunctionObjArgs(cache->deregister_call, handle, NULL);
+    if (!done)
+        PyErr_WriteUnraisable(cache->deregister_call);
+    Py_XDECREF(done);
+    Py_DECREF(handle);
+    PyErr_Restore(kind, value, traceback);
+}
+
+static void forget_memory(void *context, uint64_t number) {
+    (void)context;
+    Py_DECREF((PyObject *)(uintptr_t)number);
+}
+
+/* The object's own life. */
+
+static int visit_handle(PyObject *handle, visitproc visit, void *arg) {
+    Py_VISIT(handle);
+    return 0;
+}
+
+struct visit {
+    visitproc visit;
+    void *arg;
+    int result;
+};
+
+static void visit_registration(const struct usermm_registration *registered, uint64_t holders, void *context) {
+    struct visit *visit = context;
+    (void)holders;
+    if (visit->result == 0)
+        visit->result = visit_handle((PyObject *)(uintptr_t)registered->handle, visit->visit, visit->arg);
+}
+
+static int traverse(PyObject *self, visitproc visit, void *arg) {
+    struct um_python_cache *cache = cache_of(self);
+    struct visit handles = {visit, arg, 0};
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(cache->register_call);
+    Py_VISIT(cache->deregister_call);
+    if (cache->core)
+        usermm_cache_visit(cache->core, 0, 0, visit_registration, &handles);
+    return handles.result;
+}
+
+static int clear(PyObject *self) {
+    usermm_cache_shutdown(cache_of(self)->core);
+    um_askers_clear(&cache_of(self)->askers);
+    return 0;
+}
+
+static void dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    struct um_python_cache *cache = cache_of(self);
+    PyObject_GC_UnTrack(self);
+    um_askers_clear(&cache->askers);
+    if (cache->core)
+        usermm_cache_close(cache->core);
+    Py_XDECREF(cache->register_call);
+    Py_XDECREF(cache->deregister_call);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+/* The interpreter's lock is kept while it opens: no other thread sees the object before it is whole. */
+static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *keywords[] = {"register",    "deregister",  "overlap", "merge_adjacent", "one_thread",
+                               "granularity", "max_length",  "writes",  "max_bytes",      "max_count",
+                               "uncached",    "watch_flags", NULL};
+    struct usermm_registrar registrar = {register_memory, deregister_memory, forget_memory, .granularity = 1};
+    struct usermm_cache_options options = {.flags = USERMM_CACHE_SERIALIZED};
+    PyObject *register_call, *deregister_call;
+    unsigned overlap, watch_flags;
+    unsigned long long granularity, max_length, max_bytes, max_count;
+    int merge_adjacent, one_thread, writes, uncached;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO$IppKKpKKpI:Cache", keywords, &register_call, &deregister_call,
+                                     &overlap, &merge_adjacent, &one_thread, &granularity, &max_length, &writes,
+                                     &max_bytes, &max_count, &uncached, &watch_flags))
+        return NULL;
+    struct um_python_cache *cache = (struct um_python_cache *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!cache)
+        return NULL;
+    registrar.context = cache;
+    registrar.overlap = (enum usermm_overlap)overlap;
+    registrar.merge_adjacent = merge_adjacent != 0;
+    registrar.one_thread = one_thread != 0;
+    registrar.granularity = granularity;
+    registrar.max_length = max_length;
+    options.max_bytes = max_bytes;
+    options.max_count = max_count;
+    options.flags |= uncached ? USERMM_CACHE_UNCACHED : 0;
+    cache->register_call = Py_NewRef(register_call);
+    cache->deregister_call = Py_NewRef(deregister_call);
+    cache->buffer_flags = PyBUF_ANY_CONTIGUOUS | (writes ? PyBUF_WRITABLE : 0);
+    cache->watch_flags = watch_flags;
+    cache->state = um_state_of_type(type);
+    int result = usermm_cache_open(&registrar, &options, &cache->core);
+    if (result == 0)
+        return (PyObject *)cache;
+    um_raise(cache->state, result, "RegistrationCache", NULL);
+    Py_DECREF((PyObject *)cache);
+    return NULL;
+}
+
+#define FAST(function) (PyCFunction)(void (*)(void)) function
+static PyMethodDef methods[] = {
+    {"get", FAST(get), METH_FASTCALL | METH_KEYWORDS,
+     "get($self, buffer, /, *, probe=None)\n--\n\nA registration of this memory: a remembered one, or a new one."},
+    {"evict", evict, METH_O,
+     "evict($self, buffer, /)\n--\n\nTakes out what overlaps this memory; says how many that were."},
+    {"clear", clear_all, METH_NOARGS, "clear($self, /)\n--\n\nTakes everything out; says how many that were."},
+    {"expire", expire, METH_O,
+     "expire($self, ages, /)\n--\n\nTakes out what nobody asked for since `ages` calls of this method ago."},
+    {"overlapping", FAST(overlapping), METH_FASTCALL,
+     "overlapping($self, address, length, /)\n--\n\nRows of address, length, holders, handle; length 0: all."},
+    {"remembers", remembers, METH_O,
+     "remembers($self, buffer, /)\n--\n\nWhether this very object would be answered without a probe."},
+    {"counts", counts, METH_NOARGS, "counts($self, /)\n--\n\nSee usermm.Statistics."},
+    {"fileno", cache_fileno, METH_NOARGS,
+     "fileno($self, /)\n--\n\nPolls readable once memory of a registration went, until expire()."},
+    {"close", cache_close, METH_NOARGS, "close($self, /)\n--\n\nTakes everything out for good."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef members[] = {
+    {"upkeep_due", T_BOOL, offsetof(struct um_python_cache, upkeep_due), 0, "Whether _begin_upkeep is to be called."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_members, members},
+    {Py_tp_new, new},
+    {Py_tp_dealloc, dealloc},
+    {Py_tp_methods, methods},
+    {Py_tp_traverse, traverse},
+    {Py_tp_clear, clear},
+    {0, NULL},
+};
+
+PyType_Spec um_cache_spec = {
+    .name = "usermm._core.Cache",
+    .basicsize = sizeof(struct um_python_cache),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = slots,
+};

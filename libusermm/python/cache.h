@@ -1,0 +1,25 @@
+/* usermm._core.Cache, as its registrations see it. */
+#ifndef UM_PYTHON_CACHE_H
+#define UM_PYTHON_CACHE_H
+
+#include "askers.h"
+#include "module.h"
+#include "usermm_cache.h"
+
+struct um_python_cache {
+    PyObject ob_base;
+    usermm_cache *core; /* never NULL; serialized by the interpreter's lock */
+    struct um_askers askers;
+    PyObject *register_call, *deregister_call; /* of the registrar */
+    int buffer_flags;                          /* for PyObject_GetBuffer */
+    unsigned watch_flags;                      /* USERMM_REFUSE_* */
+    char upkeep_due;                           /* call _begin_upkeep after the next registration */
+    struct module_state *state;                /* alive as long as the type, which keeps its module */
+};
+
+/* A new holder, whose hold the caller has taken. NULL with an exception, and the hold is given up. */
+PyObject *um_registration_new(struct um_python_cache *cache, struct usermm_registration *registered);
+
+extern PyType_Spec um_cache_spec, um_registration_spec;
+
+#endif

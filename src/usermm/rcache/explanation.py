@@ -1,0 +1,71 @@
+"""Why a look-up would hit or miss now, in words."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from usermm.rcache.refusals import Limits
+from usermm.registrars.base import Overlap, Traits
+
+
+class Cache(Protocol):
+    """As much of a cache as there is to explain."""
+
+    @property
+    def uncached(self) -> bool: ...
+
+    def remembers(self, buffer: object, /) -> bool: ...
+
+    def overlapping(self, address: int, length: int, /) -> list[tuple[int, int, int, Any]]: ...
+
+    def counts(self) -> dict[str, int]: ...
+
+
+def explain(cache: Cache, traits: Traits, limits: Limits, buffer: object, memory: tuple[int, int]) -> str:
+    """One or more sentences; `memory`: the buffer's address and length."""
+    address, length = memory
+    what = f"{length} bytes at {address:#x}"
+    if cache.uncached:
+        return f"miss: {what} are registered anew each time, since no exact monitor can run here"
+    rows = cache.overlapping(address, length)
+    covering = [row for row in rows if row[0] <= address and address + length <= row[0] + row[1]]
+    if covering:
+        return f"hit: {what} are inside {_describe(covering[0])}; {_probing(cache, buffer)}"
+    return f"miss: {what} are not registered; {_making(cache, traits, limits, length, rows)}"
+
+
+def _describe(row: tuple[int, int, int, Any]) -> str:
+    address, length, holders, handle = row
+    held = f"held {holders} times" if holders else "held by nobody"
+    return f"the registration of {length} bytes at {address:#x} (handle {handle!r}, {held})"
+
+
+def _probing(cache: Cache, buffer: object) -> str:
+    if cache.remembers(buffer):
+        return "this very object asked before, so no system call is needed"
+    return "this object did not ask before or cannot be remembered, so one system call asks for a quiet moment"
+
+
+def _making(
+    cache: Cache, traits: Traits, limits: Limits, length: int, rows: list[tuple[int, int, int, Any]]
+) -> str:
+    if limits.max_bytes is not None and length > limits.max_bytes:
+        return f"and cannot be: max_bytes is {limits.max_bytes}"
+    if traits.max_length_bytes is not None and length > traits.max_length_bytes:
+        return f"and cannot be: the device takes at most {traits.max_length_bytes} bytes"
+    parts = [_overlaps(traits, rows)] if rows else ["nothing there overlaps"]
+    now = cache.counts()
+    if limits.max_bytes is not None and now["pinned_bytes"] + length > limits.max_bytes:
+        parts.append(f"{now['pinned_bytes']} of {limits.max_bytes} bytes are in use, so others make room first")
+    if limits.max_count is not None and now["pinned"] >= limits.max_count:
+        parts.append(f"{now['pinned']} of {limits.max_count} registrations are in use, so another makes room first")
+    return "; ".join(parts)
+
+
+def _overlaps(traits: Traits, rows: list[tuple[int, int, int, Any]]) -> str:
+    described = f"{len(rows)} that overlap, the first {_describe(rows[0])},"
+    if traits.overlap is Overlap.ALLOWED:
+        return f"{described} may stay beside it"
+    if traits.overlap is Overlap.REFUSED and any(row[2] for row in rows):
+        return f"{described} are in the way, and the device refuses overlaps: release what is held first"
+    return f"{described} give way to one registration of them all"

@@ -1,0 +1,64 @@
+"""What it means when the C half refuses a get: one line that names the call, the memory and the next step."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from usermm import _core
+from usermm.errors import ArgumentError, LimitError, OverlapError, RegistrationError, refused
+from usermm.ummunotify import memory
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the cache was made with."""
+
+    max_bytes: int | None
+    max_count: int | None
+    max_length_bytes: int | None
+    accept_file_memory: bool
+
+
+def judge(number: int, address: int, length: int, limits: Limits) -> int:
+    """Raises what errno `number` means for [address, address + length), or returns watch flags to try again with."""
+    call = f"get({length} bytes at {address:#x})"
+    if number in (errno.EOPNOTSUPP, errno.EFAULT):
+        error = memory.refusal(call, number, address, address + length, strict=not limits.accept_file_memory)
+        if error is not None:
+            raise error
+        return _core.REFUSE_HOLES
+    if number == errno.EDQUOT:
+        raise LimitError(number, f"{call}: {_full(length, limits)}")
+    if number == errno.EINVAL:
+        raise ArgumentError(
+            f"{call}: the device takes at most {limits.max_length_bytes} bytes, rounding included: register parts of it"
+        )
+    if number == errno.EADDRINUSE:
+        raise OverlapError(number, f"{call}: it overlaps a registration that is held: release that first")
+    if number in _REGISTRATION:
+        raise RegistrationError(number, f"{call}: {_REGISTRATION[number]}")
+    raise refused(number, call, _REASONS.get(number))
+
+
+_REGISTRATION = {
+    errno.EAGAIN: "the memory went on changing while it was registered: stop what unmaps or discards it",
+    errno.EDEADLK: "asked for by a registrar that is at work on memory of this cache: it must not wait for itself",
+    errno.EXDEV: "this registrar works in one thread only, the one that made the cache: ask there",
+}
+
+_REASONS = {
+    errno.EBADF: "the cache is closed: make a new one",
+    errno.EIO: "the monitor failed, and nothing is remembered: close this cache and all devices, and make new ones",
+}
+
+
+def _full(length: int, limits: Limits) -> str:
+    if limits.max_bytes is not None and length > limits.max_bytes:
+        return f"more than the cache's max_bytes, {limits.max_bytes}: raise that, or register parts"
+    limit = ", ".join(
+        f"{name} {value}"
+        for name, value in (("max_bytes", limits.max_bytes), ("max_count", limits.max_count))
+        if value is not None
+    )
+    return f"the cache is full ({limit}) and everything in it is held: release some, or raise the limit"
