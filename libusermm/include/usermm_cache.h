@@ -62,11 +62,17 @@ struct usermm_registration {
 int usermm_cache_open(const struct usermm_registrar *registrar, const struct usermm_cache_options *options,
                       usermm_cache **ret_cache);
 
+/* Another context for the registrar's callbacks; before the first get. */
+void usermm_cache_bind(usermm_cache *cache, void *context);
+
 /* Everything leaves the look-up, and later calls answer -EBADF. What is held is deregistered when it is released. */
 void usermm_cache_shutdown(usermm_cache *cache);
 
-/* usermm_cache_shutdown, then frees the cache. Nothing may be held any more. */
-void usermm_cache_close(usermm_cache *cache);
+/*
+ * usermm_cache_shutdown, then frees the cache. Nothing may be held any more. How many registrations stay with the
+ * device, having been let go in other threads than the one that a registrar of one thread wants: those are forgotten.
+ */
+int usermm_cache_close(usermm_cache *cache);
 
 /*
  * A registration that covers [address, address + length): a remembered one, or a new one. It stays registered until it
@@ -86,6 +92,9 @@ bool usermm_cache_again(usermm_cache *cache, struct usermm_registration *registr
 
 /* Once for each get or again. The last one of a registration that has left the look-up deregisters it. */
 void usermm_cache_release(usermm_cache *cache, struct usermm_registration *registration);
+
+/* Applies all that was seen, which every other call but count and visit does by itself. */
+int usermm_cache_refresh(usermm_cache *cache);
 
 /* Whether a held registration still is what is mapped there: 1 or 0; exact as usermm_check without probe. */
 int usermm_cache_valid(usermm_cache *cache, const struct usermm_registration *registration);

@@ -23,6 +23,8 @@ PyObject *um_raise_cookie(const struct module_state *state, const char *call, co
 
 int um_raise_from_pending(PyObject *type, const char *message) {
     PyObject *kind, *cause, *traceback;
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return -1; /* Ctrl-C, in somebody's own code */
     PyErr_Fetch(&kind, &cause, &traceback);
     PyErr_NormalizeException(&kind, &cause, &traceback);
     PyErr_Format(type, "%s: %S", message, cause ? cause : Py_None);

@@ -123,9 +123,9 @@ void um_askers_sweep(struct um_askers *askers, void (*alive)(const struct um_ask
                      void *context) {
     for (size_t i = 0; askers->slots && i <= askers->mask; i++) {
         struct um_asker *asker = &askers->slots[i];
-        if (is_alive(asker))
-            alive(asker, context);
-        else if (asker->weakref)
+        if (asker->weakref)
+            alive(asker, context); /* who died since the last sweep was alive until now, as far as anybody knows */
+        if (asker->weakref && !is_alive(asker))
             empty(askers, asker);
     }
 }

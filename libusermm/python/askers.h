@@ -34,7 +34,7 @@ struct um_asker *um_askers_find(const struct um_askers *askers, PyObject *object
 /* Never fails: what cannot be remembered pays the probe again. Leaves a pending exception alone. */
 void um_askers_remember(struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length,
                         struct usermm_registration *registration);
-/* Calls `alive` for each whose object lives, and forgets the others. */
+/* Calls `alive` for each whose object lives or lived at the last sweep, and forgets the dead. */
 void um_askers_sweep(struct um_askers *askers, void (*alive)(const struct um_asker *asker, void *context),
                      void *context);
 void um_askers_clear(struct um_askers *askers);

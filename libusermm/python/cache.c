@@ -89,10 +89,14 @@ static int explain_failure(PyObject *self, int result, uint64_t address, uint64_
 }
 
 static int wait_for_other_thread(struct um_python_cache *cache, uint32_t made) {
-    Py_BEGIN_ALLOW_THREADS
-    usermm_cache_wait(cache->core, made, WAIT_SLICE_MS);
-    Py_END_ALLOW_THREADS
-    return PyErr_CheckSignals();
+    int done = 0, interrupted = 0;
+    while (!done && !interrupted) {
+        Py_BEGIN_ALLOW_THREADS
+        done = usermm_cache_wait(cache->core, made, WAIT_SLICE_MS);
+        Py_END_ALLOW_THREADS
+        interrupted = PyErr_CheckSignals();
+    }
+    return interrupted;
 }
 
 static struct usermm_registration *get_or_make(PyObject *self, uint64_t address, uint64_t length) {
@@ -102,6 +106,8 @@ static struct usermm_registration *get_or_make(PyObject *self, uint64_t address,
     for (;;) {
         uint32_t made = usermm_cache_made(cache->core);
         int result = usermm_cache_get(cache->core, address, length, USERMM_PROBE_NONE, flags, &registered);
+        if (result == 0 || result == -EINPROGRESS)
+            PyErr_Clear(); /* a device that had no room, before somebody else registered the same */
         if (result == 0)
             return registered;
         if (result == -EINPROGRESS ? wait_for_other_thread(cache, made)
@@ -112,6 +118,8 @@ static struct usermm_registration *get_or_make(PyObject *self, uint64_t address,
 
 static int begin_upkeep(PyObject *self) {
     cache_of(self)->upkeep_due = 0;
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0)
+        return 0; /* a thread would keep a subinterpreter from ending */
     PyObject *done = PyObject_CallMethod(self, "_begin_upkeep", NULL);
     Py_XDECREF(done);
     return done ? 0 : -1;
@@ -211,6 +219,7 @@ static int set_number(PyObject *dictionary, const char *name, uint64_t value) {
 static PyObject *counts(PyObject *self, PyObject *unused) {
     struct usermm_cache_counts now;
     (void)unused;
+    usermm_cache_refresh(cache_of(self)->core); /* closed or failed: then what there was is counted */
     usermm_cache_count(cache_of(self)->core, &now);
     const struct {
         const char *name;
@@ -246,20 +255,39 @@ static PyObject *counts(PyObject *self, PyObject *unused) {
     return dictionary;
 }
 
-struct listing {
-    PyObject *list; /* NULL after a failure */
+/* Rows are copied first and turned into objects then: making objects can run finalizers, which may change the cache. */
+struct row {
+    uint64_t address, length, holders;
+    PyObject *handle;
 };
 
-static void append(const struct usermm_registration *registered, uint64_t holders, void *context) {
-    struct listing *listing = context;
-    if (!listing->list)
-        return;
-    PyObject *row =
-        Py_BuildValue("KKKO", (unsigned long long)registered->address, (unsigned long long)registered->length,
-                      (unsigned long long)holders, (PyObject *)(uintptr_t)registered->handle);
-    if (!row || PyList_Append(listing->list, row))
-        Py_CLEAR(listing->list);
-    Py_XDECREF(row);
+struct rows {
+    struct row *rows; /* NULL: they are only counted */
+    size_t count, room;
+};
+
+static void copy_row(const struct usermm_registration *registered, uint64_t holders, void *context) {
+    struct rows *rows = context;
+    if (rows->count < rows->room)
+        rows->rows[rows->count] = (struct row){registered->address, registered->length, holders,
+                                               Py_NewRef((PyObject *)(uintptr_t)registered->handle)};
+    rows->count++;
+}
+
+static PyObject *list_of(struct rows *rows) {
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; i < rows->room; i++) {
+        const struct row *row = &rows->rows[i];
+        PyObject *tuple = NULL;
+        if (list)
+            tuple = Py_BuildValue("KKKO", (unsigned long long)row->address, (unsigned long long)row->length,
+                                  (unsigned long long)row->holders, row->handle);
+        if (list && (!tuple || PyList_Append(list, tuple)))
+            Py_CLEAR(list);
+        Py_XDECREF(tuple);
+        Py_DECREF(row->handle);
+    }
+    return list;
 }
 
 /* overlapping(address, length) -> [(address, length, holders, handle)]; length 0: all */
@@ -272,10 +300,20 @@ static PyObject *overlapping(PyObject *self, PyObject *const *args, Py_ssize_t c
     }
     if (um_to_u64(cache->state, args[0], "address", &address) || um_to_u64(cache->state, args[1], "length", &length))
         return NULL;
-    struct listing listing = {PyList_New(0)};
-    if (listing.list)
-        usermm_cache_visit(cache->core, address, length, append, &listing);
-    return listing.list;
+    int result = usermm_cache_refresh(cache->core);
+    if (result)
+        return um_raise(cache->state, result, "overlapping", NULL);
+    struct rows rows = {0};
+    usermm_cache_visit(cache->core, address, length, copy_row, &rows);
+    rows.room = rows.count;
+    rows.count = 0;
+    rows.rows = PyMem_Malloc((rows.room ? rows.room : 1) * sizeof *rows.rows);
+    if (!rows.rows)
+        return PyErr_NoMemory();
+    usermm_cache_visit(cache->core, address, length, copy_row, &rows);
+    PyObject *list = list_of(&rows);
+    PyMem_Free(rows.rows);
+    return list;
 }
 
 /* remembers(buffer) -> whether this very object would be answered without a probe */
@@ -285,7 +323,18 @@ static PyObject *remembers(PyObject *self, PyObject *object) {
     if (um_buffer_range(cache->state, object, &address, &length))
         return NULL;
     struct um_asker *asker = um_askers_find(&cache->askers, object, address, length);
-    return PyBool_FromLong(asker && asker->registration->serial == asker->serial);
+    return PyBool_FromLong(asker && asker->registration->serial == asker->serial &&
+                           usermm_cache_valid(cache->core, asker->registration));
+}
+
+/* memory_of(buffer) -> (address, length), with the demands that get has */
+static PyObject *memory_of(PyObject *self, PyObject *object) {
+    uint64_t address, length;
+    Py_buffer view;
+    if (take_buffer(cache_of(self), object, &view, &address, &length))
+        return NULL;
+    release_buffer(&view);
+    return Py_BuildValue("KK", (unsigned long long)address, (unsigned long long)length);
 }
 
 /* The registrar, called by the core, which holds nothing. */
@@ -302,7 +351,11 @@ static int register_memory(void *context, uint64_t address, uint64_t length, uin
     Py_XDECREF(first);
     Py_XDECREF(second);
     *ret_handle = (uint64_t)(uintptr_t)handle;
-    return handle ? 0 : is_no_resources(cache->state) ? -ENOSPC : -ECANCELED;
+    if (handle)
+        return 0;
+    if (is_no_resources(cache->state))
+        return -ENOSPC;
+    return PyErr_ExceptionMatches(PyExc_Exception) ? -ECANCELED : -EINTR; /* Ctrl-C: no second try of any kind */
 }
 
 /* Runs in deallocators too, maybe with an exception on its way. What a registrar raises here is logged by Python. */
@@ -354,26 +407,45 @@ static int traverse(PyObject *self, visitproc visit, void *arg) {
     return handles.result;
 }
 
-static int clear(PyObject *self) {
+/* Before anything of a cycle that the cache is in is taken apart: the registrar is still whole. */
+static void finalize(PyObject *self) {
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
     usermm_cache_shutdown(cache_of(self)->core);
+    PyErr_Restore(kind, value, traceback);
+}
+
+static int clear(PyObject *self) {
     um_askers_clear(&cache_of(self)->askers);
     return 0;
+}
+
+static void warn_of_stranded(PyObject *self, int count) {
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    if (PyErr_WarnFormat(PyExc_ResourceWarning, 1,
+                         "a cache was dropped outside its registrar's thread: %d registrations stay with the device; "
+                         "close() it there",
+                         count))
+        PyErr_WriteUnraisable((PyObject *)Py_TYPE(self));
+    PyErr_Restore(kind, value, traceback);
 }
 
 static void dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     struct um_python_cache *cache = cache_of(self);
     PyObject_GC_UnTrack(self);
+    int stranded = usermm_cache_close(cache->core);
+    if (stranded)
+        warn_of_stranded(self, stranded);
     um_askers_clear(&cache->askers);
-    if (cache->core)
-        usermm_cache_close(cache->core);
     Py_XDECREF(cache->register_call);
     Py_XDECREF(cache->deregister_call);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
 }
 
-/* The interpreter's lock is kept while it opens: no other thread sees the object before it is whole. */
+/* The core is opened first: an object is in the collector's sight, and so in everybody's, as soon as it exists. */
 static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *keywords[] = {"register",    "deregister",  "overlap", "merge_adjacent", "one_thread",
                                "granularity", "max_length",  "writes",  "max_bytes",      "max_count",
@@ -388,10 +460,6 @@ static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
                                      &overlap, &merge_adjacent, &one_thread, &granularity, &max_length, &writes,
                                      &max_bytes, &max_count, &uncached, &watch_flags))
         return NULL;
-    struct um_python_cache *cache = (struct um_python_cache *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
-    if (!cache)
-        return NULL;
-    registrar.context = cache;
     registrar.overlap = (enum usermm_overlap)overlap;
     registrar.merge_adjacent = merge_adjacent != 0;
     registrar.one_thread = one_thread != 0;
@@ -400,17 +468,23 @@ static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     options.max_bytes = max_bytes;
     options.max_count = max_count;
     options.flags |= uncached ? USERMM_CACHE_UNCACHED : 0;
+    usermm_cache *core;
+    int result = usermm_cache_open(&registrar, &options, &core);
+    if (result)
+        return um_raise(um_state_of_type(type), result, "RegistrationCache", NULL);
+    struct um_python_cache *cache = (struct um_python_cache *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!cache) {
+        usermm_cache_close(core);
+        return NULL;
+    }
+    usermm_cache_bind(core, cache);
+    cache->core = core;
     cache->register_call = Py_NewRef(register_call);
     cache->deregister_call = Py_NewRef(deregister_call);
     cache->buffer_flags = PyBUF_ANY_CONTIGUOUS | (writes ? PyBUF_WRITABLE : 0);
     cache->watch_flags = watch_flags;
     cache->state = um_state_of_type(type);
-    int result = usermm_cache_open(&registrar, &options, &cache->core);
-    if (result == 0)
-        return (PyObject *)cache;
-    um_raise(cache->state, result, "RegistrationCache", NULL);
-    Py_DECREF((PyObject *)cache);
-    return NULL;
+    return (PyObject *)cache;
 }
 
 #define FAST(function) (PyCFunction)(void (*)(void)) function
@@ -426,6 +500,8 @@ static PyMethodDef methods[] = {
      "overlapping($self, address, length, /)\n--\n\nRows of address, length, holders, handle; length 0: all."},
     {"remembers", remembers, METH_O,
      "remembers($self, buffer, /)\n--\n\nWhether this very object would be answered without a probe."},
+    {"memory_of", memory_of, METH_O,
+     "memory_of($self, buffer, /)\n--\n\nAddress and length of a buffer that get would take."},
     {"counts", counts, METH_NOARGS, "counts($self, /)\n--\n\nSee usermm.Statistics."},
     {"fileno", cache_fileno, METH_NOARGS,
      "fileno($self, /)\n--\n\nPolls readable once memory of a registration went, until expire()."},
@@ -439,13 +515,8 @@ static PyMemberDef members[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_members, members},
-    {Py_tp_new, new},
-    {Py_tp_dealloc, dealloc},
-    {Py_tp_methods, methods},
-    {Py_tp_traverse, traverse},
-    {Py_tp_clear, clear},
-    {0, NULL},
+    {Py_tp_members, members}, {Py_tp_finalize, finalize}, {Py_tp_new, new},     {Py_tp_dealloc, dealloc},
+    {Py_tp_methods, methods}, {Py_tp_traverse, traverse}, {Py_tp_clear, clear}, {0, NULL},
 };
 
 PyType_Spec um_cache_spec = {

@@ -78,8 +78,14 @@ static PyObject *get_length(PyObject *object, void *closure) {
 
 static PyObject *get_valid(PyObject *object, void *closure) {
     struct registration *self = (struct registration *)object;
+    struct um_python_cache *cache = self->cache;
     (void)closure;
-    return PyBool_FromLong(self->cache && usermm_cache_valid(self->cache->core, self->registered));
+    if (!cache)
+        Py_RETURN_FALSE;
+    Py_INCREF((PyObject *)cache); /* what is deregistered meanwhile may release this very registration */
+    int valid = usermm_cache_valid(cache->core, self->registered) && self->cache;
+    Py_DECREF((PyObject *)cache);
+    return PyBool_FromLong(valid);
 }
 
 static PyObject *release(PyObject *object, PyObject *unused) {

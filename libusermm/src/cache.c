@@ -53,6 +53,10 @@ int usermm_cache_open(const struct usermm_registrar *registrar, const struct use
     return 0;
 }
 
+void usermm_cache_bind(usermm_cache *cache, void *context) {
+    cache->registrar.context = context;
+}
+
 void usermm_cache_shutdown(usermm_cache *cache) {
     struct um_entry *doomed = NULL;
     um_cache_lock(cache);
@@ -63,19 +67,32 @@ void usermm_cache_shutdown(usermm_cache *cache) {
     um_cache_kill_all(cache, &doomed);
     um_cache_collect_stranded(cache, &doomed);
     um_cache_unlock(cache);
+    um_cache_announce(cache);
     um_cache_bury(cache, doomed);
     if (device)
         usermm_shutdown(device);
 }
 
-void usermm_cache_close(usermm_cache *cache) {
+static int forget_stranded(const usermm_cache *cache) {
+    int count = 0;
+    for (const struct um_entry *entry = cache->lists[UM_ENTRY_GONE].first; entry; entry = entry->next_listed) {
+        count += entry->stranded;
+        if (entry->stranded && cache->registrar.forget_memory)
+            cache->registrar.forget_memory(cache->registrar.context, entry->shown.handle);
+    }
+    return count;
+}
+
+int usermm_cache_close(usermm_cache *cache) {
     usermm_cache_shutdown(cache);
+    int stranded = forget_stranded(cache);
     usermm_device *device = atomic_load(&cache->device);
     if (device)
         usermm_close(device);
     um_index_free(&cache->index);
     um_entry_free_all(cache);
     free(cache);
+    return stranded;
 }
 
 /* Nothing has been seen that was not applied: every call that has returned is counted, as in usermm_generation. */
@@ -153,13 +170,17 @@ void usermm_cache_release(usermm_cache *cache, struct usermm_registration *regis
     um_cache_bury(cache, entry);
 }
 
+int usermm_cache_refresh(usermm_cache *cache) {
+    struct um_entry *doomed = NULL;
+    if (is_current(cache))
+        return 0;
+    um_cache_lock(cache);
+    int result = um_cache_refresh(cache, &doomed);
+    um_cache_unlock(cache);
+    um_cache_bury(cache, doomed);
+    return result;
+}
+
 int usermm_cache_valid(usermm_cache *cache, const struct usermm_registration *registration) {
-    struct um_entry *doomed = NULL, *entry = um_entry_of(registration);
-    if (!is_current(cache)) {
-        um_cache_lock(cache);
-        um_cache_refresh(cache, &doomed);
-        um_cache_unlock(cache);
-        um_cache_bury(cache, doomed);
-    }
-    return !(atomic_load(&entry->word) & UM_DEAD);
+    return usermm_cache_refresh(cache) == 0 && !(atomic_load(&um_entry_of(registration)->word) & UM_DEAD);
 }

@@ -155,6 +155,8 @@ uint32_t um_cache_tick(usermm_cache *cache);
 int um_cache_refresh(usermm_cache *cache, struct um_entry **doomed);
 /* Deregisters, or leaves it to the owner. Without the lock. */
 void um_cache_bury(usermm_cache *cache, struct um_entry *doomed);
+/* Whether this thread may call the registrar. */
+bool um_cache_is_owner(const usermm_cache *cache);
 /* The owner's turn to deregister what others let go. */
 void um_cache_collect_stranded(usermm_cache *cache, struct um_entry **doomed);
 

@@ -143,13 +143,13 @@ static uint64_t give_back(const usermm_cache *cache, const struct um_entry *entr
     return um_now_ns() - start;
 }
 
-static bool is_owner(const usermm_cache *cache) {
+bool um_cache_is_owner(const usermm_cache *cache) {
     return !cache->registrar.one_thread || pthread_equal(pthread_self(), cache->owner);
 }
 
 static bool begin_burial(usermm_cache *cache, struct um_entry *entry) {
     um_cache_lock(cache);
-    bool now = is_owner(cache);
+    bool now = um_cache_is_owner(cache);
     entry->stranded = !now;
     entry->burying = now;
     entry->worker = pthread_self();
@@ -182,7 +182,7 @@ void um_cache_bury(usermm_cache *cache, struct um_entry *doomed) {
 }
 
 void um_cache_collect_stranded(usermm_cache *cache, struct um_entry **doomed) {
-    if (!cache->registrar.one_thread || !is_owner(cache))
+    if (!cache->registrar.one_thread || !um_cache_is_owner(cache))
         return;
     for (struct um_entry *entry = cache->lists[UM_ENTRY_GONE].first; entry; entry = entry->next_listed)
         if (entry->stranded) {

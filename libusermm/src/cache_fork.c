@@ -45,6 +45,8 @@ int um_cache_adopt(usermm_cache *cache, struct um_entry **doomed) {
     }
     um_cache_disown(cache, doomed);
     cache->counts = (struct usermm_cache_counts){0};
+    atomic_store(&cache->probes, 0);
+    atomic_store(&cache->doubts, 0);
     cache->past_hits = 0;
     cache->owner = pthread_self();
     cache->life = um_life();

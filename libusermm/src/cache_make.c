@@ -97,13 +97,14 @@ static int look_at_others(const usermm_cache *cache, const struct request *reque
     uint64_t end = request->address + request->length;
     for (const struct um_entry *entry = cache->lists[UM_ENTRY_MAKING].first; entry; entry = entry->next_listed) {
         bool covers = entry->shown.address <= request->address && um_entry_end(entry) >= end;
-        if ((covers && cached) || (exclusive && um_entry_overlaps(entry, request->start, request->end)))
+        bool decides = (covers && cached) || (exclusive && um_entry_overlaps(entry, request->start, request->end));
+        if (decides && entry->life == cache->life)
             return is_mine(entry) ? -EDEADLK : wait_or_refuse(cache);
     }
     if (!refuses_overlaps(cache))
         return 0;
     for (struct um_entry *entry = cache->lists[UM_ENTRY_GONE].first; entry; entry = entry->next_listed)
-        if (um_entry_overlaps(entry, request->start, request->end))
+        if (entry->life == cache->life && um_entry_overlaps(entry, request->start, request->end))
             return um_entry_is_held(entry) || entry->stranded ? -EADDRINUSE : wait_or_refuse(cache);
     return 0;
 }
@@ -157,8 +158,6 @@ static void set_range(struct um_entry *entry, uint64_t address, uint64_t length,
 }
 
 static int begin(usermm_cache *cache, struct request *request) {
-    if (cache->registrar.one_thread && !pthread_equal(pthread_self(), cache->owner))
-        return -EXDEV;
     uint64_t makers = 1;
     for (const struct um_entry *entry = cache->lists[UM_ENTRY_MAKING].first; entry; entry = entry->next_listed)
         makers++;
@@ -185,6 +184,8 @@ static int find_or_begin(usermm_cache *cache, struct request *request) {
         um_entry_touch(cache, request->entry);
         return 0;
     }
+    if (!um_cache_is_owner(cache))
+        return -EXDEV;
     um_cache_collect_stranded(cache, &request->doomed);
     if (request->doomed)
         return BURY_FIRST;
@@ -295,7 +296,7 @@ static bool try_again(usermm_cache *cache, struct request *request, int result, 
         return ++*attempts < ATTEMPTS;
     if (by_registrar && (result == -ENOMEM || result == -ENOSPC))
         return make_room_at_device(cache);
-    if (!request->merged)
+    if (!request->merged || request->alone || result == -EINTR)
         return false;
     request->alone = true; /* a part of the union may have changed its kind */
     return true;

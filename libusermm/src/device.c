@@ -72,7 +72,8 @@ static bool free_some_regions(usermm_device *device) {
     return count != 0;
 }
 
-/* The write end goes at once, which wakes who polls; the read end when the last of them has left. */
+/* The write end goes at once, which wakes who polls, after a byte for those whose poll a forked child's copy would keep
+ * asleep; the read end when the last of them has left. */
 static void close_pipe(usermm_device *device) {
     sigset_t saved;
     um_lock(&saved);
@@ -84,6 +85,8 @@ static void close_pipe(usermm_device *device) {
     if (!device->waiters)
         device->ready_fd = -1;
     bool lost = um_monitor.descriptors_lost && !inherited;
+    if (!lost && !inherited && fds[0] >= 0 && write(fds[0], "", 1) < 0)
+        errno = 0; /* full: it polls readable already */
     um_unlock(&saved);
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0 && !lost)

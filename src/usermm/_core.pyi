@@ -89,7 +89,7 @@ class Registration:
     def valid(self) -> bool:
         """Whether it still is the memory that is mapped there; False once released, evicted or the cache was closed.
 
-        Exact for every unmapping whose call has returned. What was evicted stays registered for its holder all the same.
+        Exact for every unmapping whose call has returned. What was evicted stays registered for its holder.
         """
 
     def release(self) -> None:
@@ -154,6 +154,9 @@ class Cache:
 
     def remembers(self, buffer: object, /) -> bool:
         """Whether get of this very object would need no probe."""
+
+    def memory_of(self, buffer: object, /) -> tuple[int, int]:
+        """Address and length in bytes of a buffer that get would take. Raises as get for one that it would not."""
 
     def counts(self) -> dict[str, int]:
         """The fields of `usermm.Statistics`."""

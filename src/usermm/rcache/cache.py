@@ -5,13 +5,14 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from usermm import _core
-from usermm.errors import ArgumentError, DeviceError, UnavailableError
+from usermm.errors import ArgumentError, ArgumentTypeError, DeviceError, UnavailableError
 from usermm.rcache import explanation, refusals, upkeep
 from usermm.rcache.statistics import Statistics
 from usermm.registrars.base import Overlap, Registrar, Traits
@@ -21,7 +22,7 @@ Handle = TypeVar("Handle")
 log = logging.getLogger("usermm.cache")
 
 _OVERLAPS = {Overlap.ALLOWED: 0, Overlap.MERGED: 1, Overlap.REFUSED: 2}
-_caches: weakref.WeakSet[RegistrationCache[Any]] = weakref.WeakSet()
+_caches: weakref.WeakValueDictionary[int, RegistrationCache[Any]] = weakref.WeakValueDictionary()
 
 
 class RegistrationCache(_core.Cache, Generic[Handle]):
@@ -51,9 +52,15 @@ class RegistrationCache(_core.Cache, Generic[Handle]):
         fallback: Literal["raise", "uncached"] = "raise",
         accept_file_memory: bool = False,
     ) -> Self:
-        traits = registrar.traits
-        _require(max_bytes, max_count, linger_s, fallback)
-        limits = refusals.Limits(max_bytes, max_count, traits.max_length_bytes, accept_file_memory)
+        traits = _traits_of(registrar)
+        _require_limit("max_bytes", max_bytes)
+        _require_limit("max_count", max_count)
+        _require_linger(linger_s)
+        if fallback not in ("raise", "uncached"):
+            raise ArgumentError(f"RegistrationCache: fallback is {fallback!r}: pass 'raise' or 'uncached'")
+        limits = refusals.Limits(
+            max_bytes, max_count, traits.max_length_bytes, traits.granularity_bytes, accept_file_memory
+        )
         try:
             self = cls._open(registrar, traits, limits, uncached=False)
         except UnavailableError as error:
@@ -62,7 +69,7 @@ class RegistrationCache(_core.Cache, Generic[Handle]):
             log.warning("every get registers anew, since nothing tells what went: %s", error.strerror)
             self = cls._open(registrar, traits, limits, uncached=True)
         self._linger_s = linger_s
-        _caches.add(self)
+        _caches[id(self)] = self
         return self
 
     @classmethod
@@ -100,7 +107,7 @@ class RegistrationCache(_core.Cache, Generic[Handle]):
 
     def explain(self, buffer: object) -> str:
         """In words: whether a get of this buffer would hit now, whether it would probe, and why. Changes nothing."""
-        return explanation.explain(self, self._traits, self._limits, buffer, _core.buffer_range(buffer))
+        return explanation.explain(self, self._traits, self._limits, buffer, self.memory_of(buffer))
 
     def __enter__(self) -> Self:
         return self
@@ -120,20 +127,37 @@ class RegistrationCache(_core.Cache, Generic[Handle]):
 
     def _begin_upkeep(self) -> None:
         """For the C half, after the first registration in this process."""
+        if sys.is_finalizing():
+            return
         try:
             upkeep.begin(self, self._linger_s)
         except (DeviceError, OSError, RuntimeError) as error:  # the last: no thread can be started
             log.warning("nothing gives memory back but further calls of get: %s", error)
 
 
-def _require(max_bytes: int | None, max_count: int | None, linger_s: float | None, fallback: str) -> None:
-    for name, value in (("max_bytes", max_bytes), ("max_count", max_count)):
-        if value is not None and not 0 < value < 1 << 63:
-            raise ArgumentError(f"RegistrationCache: {name} is {value}: pass a positive number, or None for no limit")
-    if linger_s is not None and not 0 < linger_s < 1 << 20:
-        raise ArgumentError(f"RegistrationCache: linger_s is {linger_s}: pass seconds above 0, or None for no end")
-    if fallback not in ("raise", "uncached"):
-        raise ArgumentError(f"RegistrationCache: fallback is {fallback!r}: pass 'raise' or 'uncached'")
+def _traits_of(registrar: Registrar[Handle]) -> Traits:
+    calls = (getattr(registrar, "register", None), getattr(registrar, "deregister", None))
+    traits = getattr(registrar, "traits", None)
+    if not all(map(callable, calls)) or not isinstance(traits, Traits):
+        raise ArgumentTypeError(
+            f"RegistrationCache: {type(registrar).__name__} is no registrar: it needs register(address, length), "
+            "deregister(handle) and traits"
+        )
+    return traits
+
+
+def _require_limit(name: str, value: int | None) -> None:
+    if value is not None and not isinstance(value, int):
+        raise ArgumentTypeError(f"RegistrationCache: {name} must be an int or None, not {type(value).__name__}")
+    if value is not None and not 0 < value < 1 << 63:
+        raise ArgumentError(f"RegistrationCache: {name} is {value}: pass a positive number, or None for no limit")
+
+
+def _require_linger(linger_s: float | None) -> None:
+    if linger_s is not None and not isinstance(linger_s, (int, float)):
+        raise ArgumentTypeError(f"RegistrationCache: linger_s must be seconds or None, not {type(linger_s).__name__}")
+    if linger_s is not None and not 0.01 <= linger_s < 1 << 20:
+        raise ArgumentError(f"RegistrationCache: linger_s is {linger_s}: pass at least 0.01 s, or None for no end")
 
 
 def _logged(registrar: Registrar[Handle]) -> Callable[[Handle], None]:
@@ -152,14 +176,14 @@ def _logged(registrar: Registrar[Handle]) -> Callable[[Handle], None]:
 
 def _after_fork() -> None:
     """The thread did not come along, and may be wanted here, too."""
-    for cache in _caches:
+    for cache in list(_caches.values()):
         cache.upkeep_due = not cache.uncached
 
 
 @atexit.register
 def _close_all() -> None:
     """While modules and the device's library are still whole."""
-    for cache in list(_caches):
+    for cache in list(_caches.values()):
         cache.close()
 
 

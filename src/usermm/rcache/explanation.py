@@ -7,6 +7,9 @@ from typing import Any, Protocol
 from usermm.rcache.refusals import Limits
 from usermm.registrars.base import Overlap, Traits
 
+Row = tuple[int, int, int, Any]
+"""Address, length, holders, handle."""
+
 
 class Cache(Protocol):
     """As much of a cache as there is to explain."""
@@ -16,7 +19,7 @@ class Cache(Protocol):
 
     def remembers(self, buffer: object, /) -> bool: ...
 
-    def overlapping(self, address: int, length: int, /) -> list[tuple[int, int, int, Any]]: ...
+    def overlapping(self, address: int, length: int, /) -> list[Row]: ...
 
     def counts(self) -> dict[str, int]: ...
 
@@ -31,10 +34,10 @@ def explain(cache: Cache, traits: Traits, limits: Limits, buffer: object, memory
     covering = [row for row in rows if row[0] <= address and address + length <= row[0] + row[1]]
     if covering:
         return f"hit: {what} are inside {_describe(covering[0])}; {_probing(cache, buffer)}"
-    return f"miss: {what} are not registered; {_making(cache, traits, limits, length, rows)}"
+    return f"miss: {what} are not registered; {_making(cache, traits, limits, memory, rows)}"
 
 
-def _describe(row: tuple[int, int, int, Any]) -> str:
+def _describe(row: Row) -> str:
     address, length, holders, handle = row
     held = f"held {holders} times" if holders else "held by nobody"
     return f"the registration of {length} bytes at {address:#x} (handle {handle!r}, {held})"
@@ -46,13 +49,11 @@ def _probing(cache: Cache, buffer: object) -> str:
     return "this object did not ask before or cannot be remembered, so one system call asks for a quiet moment"
 
 
-def _making(
-    cache: Cache, traits: Traits, limits: Limits, length: int, rows: list[tuple[int, int, int, Any]]
-) -> str:
-    if limits.max_bytes is not None and length > limits.max_bytes:
-        return f"and cannot be: max_bytes is {limits.max_bytes}"
-    if traits.max_length_bytes is not None and length > traits.max_length_bytes:
-        return f"and cannot be: the device takes at most {traits.max_length_bytes} bytes"
+def _making(cache: Cache, traits: Traits, limits: Limits, memory: tuple[int, int], rows: list[Row]) -> str:
+    address, length = memory
+    never = limits.refusal(address, length)
+    if never:
+        return f"and cannot be: {never}"
     parts = [_overlaps(traits, rows)] if rows else ["nothing there overlaps"]
     now = cache.counts()
     if limits.max_bytes is not None and now["pinned_bytes"] + length > limits.max_bytes:
@@ -62,7 +63,7 @@ def _making(
     return "; ".join(parts)
 
 
-def _overlaps(traits: Traits, rows: list[tuple[int, int, int, Any]]) -> str:
+def _overlaps(traits: Traits, rows: list[Row]) -> str:
     described = f"{len(rows)} that overlap, the first {_describe(rows[0])},"
     if traits.overlap is Overlap.ALLOWED:
         return f"{described} may stay beside it"

@@ -9,6 +9,8 @@ from usermm import _core
 from usermm.errors import ArgumentError, LimitError, OverlapError, RegistrationError, refused
 from usermm.ummunotify import memory
 
+_ADDRESS_LIMIT = (1 << 63) - 1  # the upper half belongs to the kernel on every architecture
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -17,7 +19,20 @@ class Limits:
     max_bytes: int | None
     max_count: int | None
     max_length_bytes: int | None
+    granularity_bytes: int
     accept_file_memory: bool
+
+    def refusal(self, address: int, length: int) -> str | None:
+        """Why this memory can never be registered, whatever room there is; None: it can."""
+        granularity = self.granularity_bytes
+        rounded = -(-(address + length) // granularity) * granularity - address // granularity * granularity
+        if address + length > _ADDRESS_LIMIT:
+            return "that is no range of addresses of a process: pass a live buffer"
+        if self.max_length_bytes is not None and rounded > self.max_length_bytes:
+            return f"the device takes {self.max_length_bytes} bytes at most, and rounded it is {rounded}: register parts"
+        if self.max_bytes is not None and rounded > self.max_bytes:
+            return f"more than the cache's max_bytes, {self.max_bytes}, can hold: raise that, or register parts"
+        return None
 
 
 def judge(number: int, address: int, length: int, limits: Limits) -> int:
@@ -28,12 +43,11 @@ def judge(number: int, address: int, length: int, limits: Limits) -> int:
         if error is not None:
             raise error
         return _core.REFUSE_HOLES
+    never = limits.refusal(address, length)
     if number == errno.EDQUOT:
-        raise LimitError(number, f"{call}: {_full(length, limits)}")
-    if number == errno.EINVAL:
-        raise ArgumentError(
-            f"{call}: the device takes at most {limits.max_length_bytes} bytes, rounding included: register parts of it"
-        )
+        raise LimitError(number, f"{call}: {never or _full(limits)}")
+    if number == errno.EINVAL and never:
+        raise ArgumentError(f"{call}: {never}")
     if number == errno.EADDRINUSE:
         raise OverlapError(number, f"{call}: it overlaps a registration that is held: release that first")
     if number in _REGISTRATION:
@@ -53,12 +67,7 @@ _REASONS = {
 }
 
 
-def _full(length: int, limits: Limits) -> str:
-    if limits.max_bytes is not None and length > limits.max_bytes:
-        return f"more than the cache's max_bytes, {limits.max_bytes}: raise that, or register parts"
-    limit = ", ".join(
-        f"{name} {value}"
-        for name, value in (("max_bytes", limits.max_bytes), ("max_count", limits.max_count))
-        if value is not None
-    )
-    return f"the cache is full ({limit}) and everything in it is held: release some, or raise the limit"
+def _full(limits: Limits) -> str:
+    named = (("max_bytes", limits.max_bytes), ("max_count", limits.max_count))
+    text = ", ".join(f"{name} {value}" for name, value in named if value is not None)
+    return f"the cache is full ({text}) and everything in it is held: release some, or raise the limit"

@@ -33,15 +33,54 @@ class Cache(Protocol):
 
 
 def begin(cache: Cache, linger_s: float | None) -> None:
-    """Starts the thread; it ends when the cache is closed or nobody has it any more. Raises DeviceError, OSError."""
-    descriptor = os.dup(cache.fileno())
-    arguments = (weakref.ref(cache), descriptor, linger_s)
-    threading.Thread(target=_run, args=arguments, name="usermm cache upkeep", daemon=True).start()
+    """Starts the thread; it ends when the cache is closed or nobody has it any more.
+
+    Raises DeviceError, OSError, RuntimeError (no thread can be started). A subinterpreter has none: it could not end.
+    """
+    signal = _Signal(cache.fileno())
+    try:
+        arguments = (weakref.ref(cache), signal, linger_s)
+        threading.Thread(target=_run, args=arguments, name="usermm cache upkeep", daemon=True).start()
+    except BaseException:
+        signal.close()
+        raise
 
 
-def _run(reference: weakref.ref[Cache], descriptor: int, linger_s: float | None) -> None:
+class _Signal:
+    """A copy of the cache's descriptor, which outlives the cache, and which a forked child closes."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = os.dup(descriptor)
+        self._file = _identity(self.descriptor)
+        _signals.add(self)
+
+    def close(self) -> None:
+        """Once. Whoever closes all descriptors, as daemons do, may have given the number to another file."""
+        _signals.discard(self)
+        with contextlib.suppress(OSError):
+            if _identity(self.descriptor) == self._file:
+                os.close(self.descriptor)
+
+
+_signals: set[_Signal] = set()
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
+
+
+def _close_copies() -> None:
+    for signal in list(_signals):
+        signal.close()
+
+
+os.register_at_fork(after_in_child=_close_copies)
+
+
+def _run(reference: weakref.ref[Cache], signal: _Signal, linger_s: float | None) -> None:
     poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
+    poll.register(signal.descriptor, select.POLLIN)
     try:
         period_s = None if linger_s is None else linger_s / _AGES
         due_s = time.monotonic() + (period_s or 0)
@@ -52,7 +91,7 @@ def _run(reference: weakref.ref[Cache], descriptor: int, linger_s: float | None)
             if not _expire(reference(), _AGES if aged else 0):
                 return
     finally:
-        os.close(descriptor)
+        signal.close()
 
 
 def _wait(poll: select.poll, until_s: float | None) -> bool:

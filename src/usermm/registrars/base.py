@@ -48,8 +48,10 @@ class Traits:
         granularity = self.granularity_bytes
         if not 1 <= granularity <= PAGE_BYTES or granularity & (granularity - 1):
             raise ArgumentError(f"Traits: granularity_bytes is {granularity}: pass a power of two up to {PAGE_BYTES}")
-        if self.max_length_bytes is not None and self.max_length_bytes < granularity:
-            raise ArgumentError(f"Traits: max_length_bytes is {self.max_length_bytes}: pass at least granularity_bytes")
+        if self.max_length_bytes is not None and not granularity <= self.max_length_bytes < 1 << 63:
+            raise ArgumentError(
+                f"Traits: max_length_bytes is {self.max_length_bytes}: pass at least granularity_bytes, below 2**63"
+            )
 
 
 class Registrar(Protocol[Handle]):
