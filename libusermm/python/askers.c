@@ -3,9 +3,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
+#define HUGE_PAGE_BYTES (2u << 20)
 #define FIRST_SLOTS 64u
-#define MOST_SLOTS (1u << 21) /* 96 MiB; beyond a million living askers the oldest pay the probe again */
+#define MOST_SLOTS (1u << 21) /* 128 MiB; beyond a million living askers the oldest pay the probe again */
 #define WINDOW 8u             /* slots that an object can be in */
 
 static int is_alive(const struct um_asker *asker) {
@@ -46,9 +48,13 @@ static struct um_asker *slot_for(const struct um_askers *askers, const PyObject 
 }
 
 static int allocate(struct um_askers *askers, size_t slots) {
-    struct um_asker *fresh = calloc(slots, sizeof *fresh);
+    size_t size = slots * sizeof(struct um_asker);
+    struct um_asker *fresh = aligned_alloc(size < HUGE_PAGE_BYTES ? sizeof *fresh : HUGE_PAGE_BYTES, size);
     if (!fresh)
         return -1;
+    if (size >= HUGE_PAGE_BYTES)
+        madvise(fresh, size, MADV_HUGEPAGE); /* random look-ups miss the TLB otherwise */
+    memset(fresh, 0, size);
     *askers = (struct um_askers){fresh, slots - 1, 0, askers->unremembered};
     return 0;
 }

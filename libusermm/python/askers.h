@@ -11,6 +11,7 @@ struct um_asker {
     uint64_t address, length;
     struct usermm_registration *registration;
     uint64_t serial;
+    uint64_t unused[2]; /* so that a slot is one cache line */
 };
 
 struct um_askers {
@@ -26,7 +27,11 @@ static inline size_t um_askers_place(const struct um_askers *askers, const PyObj
 
 /* Starts to load what find will look at: the buffer can be taken meanwhile. */
 static inline void um_askers_prefetch(const struct um_askers *askers, const PyObject *object) {
-    __builtin_prefetch(&askers->slots[um_askers_place(askers, object)]);
+    const struct um_asker *asker = &askers->slots[um_askers_place(askers, object)];
+    if (!askers->slots)
+        return;
+    __builtin_prefetch(asker->registration);
+    __builtin_prefetch((const char *)asker->weakref + 16);
 }
 
 /* The slot of this living object with this memory, or NULL. The interpreter's lock is held in all of these. */

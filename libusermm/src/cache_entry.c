@@ -1,16 +1,20 @@
 /* One registration: who holds it, which list it is in, and where the memory for it comes from. */
 #define _GNU_SOURCE
 #include <string.h>
+#include <sys/mman.h>
 
 #include "cache.h"
 #include "monitor.h"
 #include "sys.h"
 
-#define ENTRIES_PER_SLAB 32
+/* Slabs double up to the size of a huge page: with many registrations, random look-ups miss the TLB otherwise. */
+#define FIRST_SLAB_BYTES 16384u
+#define HUGE_PAGE_BYTES (2u << 20)
 
 struct um_slab {
     struct um_slab *next;
-    struct um_entry entries[ENTRIES_PER_SLAB];
+    size_t bytes;
+    struct um_entry entries[];
 };
 
 /*
@@ -68,13 +72,20 @@ void um_entry_set_state(usermm_cache *cache, struct um_entry *entry, enum um_ent
 }
 
 static bool add_slab(usermm_cache *cache) {
-    struct um_slab *slab = um_fault("malloc") ? NULL : aligned_alloc(_Alignof(struct um_slab), sizeof *slab);
+    size_t bytes = cache->slabs ? 2 * cache->slabs->bytes : FIRST_SLAB_BYTES;
+    if (bytes > HUGE_PAGE_BYTES)
+        bytes = HUGE_PAGE_BYTES;
+    struct um_slab *slab = um_fault("malloc") ? NULL : aligned_alloc(bytes, bytes);
     if (!slab)
         return false;
+    if (bytes == HUGE_PAGE_BYTES)
+        madvise(slab, bytes, MADV_HUGEPAGE); /* where there are none, small ones do */
     memset(slab, 0, sizeof *slab);
+    slab->bytes = bytes;
     slab->next = cache->slabs;
     cache->slabs = slab;
-    for (int i = 0; i < ENTRIES_PER_SLAB; i++) {
+    for (size_t i = 0; i < (bytes - sizeof *slab) / sizeof *slab->entries; i++) {
+        memset(&slab->entries[i], 0, sizeof slab->entries[i]);
         atomic_init(&slab->entries[i].word, UM_DEAD);
         slab->entries[i].next = cache->free;
         cache->free = &slab->entries[i];

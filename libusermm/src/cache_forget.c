@@ -10,7 +10,8 @@
 /* A dead one that nobody holds is buried by who made it so; it cannot be found or held again. */
 void um_cache_kill(usermm_cache *cache, struct um_entry *entry, struct um_entry **doomed) {
     um_index_remove(&cache->index, entry);
-    um_region_take(&entry->region);
+    if (entry->region.by_start.serial) /* only under the cache's lock does it change for a listed one */
+        um_region_take(&entry->region);
     um_entry_set_state(cache, entry, UM_ENTRY_GONE);
     if (um_entry_condemn(entry)) {
         entry->next = *doomed;

@@ -70,12 +70,9 @@ int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_
     return um_means_lost(-result) ? um_lost(device, result) : result;
 }
 
+/* No wait for quiet: an event from before costs its owner, a cache, a second registration and nothing else. */
 int um_region_add(usermm_device *device, struct um_region *region, unsigned flags) {
-    int result = um_quiesce(device, NULL, REGISTER_WAIT_NS);
-    if (result < 0)
-        return result;
-    um_settle();
-    result = insert(device, region, false);
+    int result = insert(device, region, false);
     if (result)
         return result;
     result = um_watch(region->by_start.key, region->by_start.end, flags);

@@ -29,7 +29,7 @@ class Limits:
         if address + length > _ADDRESS_LIMIT:
             return "that is no range of addresses of a process: pass a live buffer"
         if self.max_length_bytes is not None and rounded > self.max_length_bytes:
-            return f"the device takes {self.max_length_bytes} bytes at most, and rounded it is {rounded}: register parts"
+            return f"the device takes {self.max_length_bytes} bytes at most; rounded it is {rounded}: register parts"
         if self.max_bytes is not None and rounded > self.max_bytes:
             return f"more than the cache's max_bytes, {self.max_bytes}, can hold: raise that, or register parts"
         return None
