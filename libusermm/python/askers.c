@@ -8,7 +8,7 @@
 #define HUGE_PAGE_BYTES (2u << 20)
 #define FIRST_SLOTS 64u
 #define MOST_SLOTS (1u << 21) /* 128 MiB; beyond a million living askers the oldest pay the probe again */
-#define WINDOW 8u             /* slots that an object can be in */
+#define WINDOW 16u            /* slots that an object can be in */
 
 static int is_alive(const struct um_asker *asker) {
     return asker->weakref && PyWeakref_GetObject(asker->weakref) == asker->object;
@@ -55,7 +55,8 @@ static int allocate(struct um_askers *askers, size_t slots) {
     if (size >= HUGE_PAGE_BYTES)
         madvise(fresh, size, MADV_HUGEPAGE); /* random look-ups miss the TLB otherwise */
     memset(fresh, 0, size);
-    *askers = (struct um_askers){fresh, slots - 1, 0, askers->unremembered};
+    unsigned shift = 64 - (unsigned)__builtin_ctzll(slots);
+    *askers = (struct um_askers){fresh, slots - 1, shift, 0, askers->unremembered};
     return 0;
 }
 

@@ -17,12 +17,14 @@ struct um_asker {
 struct um_askers {
     struct um_asker *slots;     /* NULL: none, and mask is 0 */
     size_t mask;                /* slots - 1 */
+    unsigned shift;             /* 64 - log2(slots) */
     size_t used;                /* slots with a weak reference, dead or not */
     PyTypeObject *unremembered; /* the latest type seen whose objects take no weak reference */
 };
 
+/* The top bits of the product: the middle ones crowd objects that an allocator set at regular distances. */
 static inline size_t um_askers_place(const struct um_askers *askers, const PyObject *object) {
-    return ((uintptr_t)object >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> 32 & askers->mask;
+    return ((uintptr_t)object >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> askers->shift & askers->mask;
 }
 
 /* Starts to load what find will look at: the buffer can be taken meanwhile. */

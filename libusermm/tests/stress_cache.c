@@ -249,10 +249,14 @@ static long run(long trials, int threads) {
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     must(arena != MAP_FAILED, "mmap");
     open_all(threads);
+    self = &workers[0];
     for (size_t i = 0; i < BLOCKS; i++) {
         blocks[i].start = map_at(arena + i * PAGES * PAGE, PAGES, MAP_FIXED);
+        self->random = 1;
+        settle(&blocks[i]);
         atomic_store(&blocks[i].owners, 0);
     }
+    let_all_go();
     for (int i = 0; i < threads; i++) {
         workers[i].scratch = arena + (BLOCKS * PAGES + 2ul * (size_t)i) * PAGE;
         workers[i].random = 0x9e3779b9u * (uint32_t)(i + 1);
