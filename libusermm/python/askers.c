@@ -137,6 +137,12 @@ void um_askers_sweep(struct um_askers *askers, void (*alive)(const struct um_ask
     }
 }
 
+void um_askers_forget(struct um_askers *askers, PyObject *object) {
+    struct um_asker *asker = slot_for(askers, object);
+    if (asker && asker->object == object)
+        empty(askers, asker);
+}
+
 void um_askers_clear(struct um_askers *askers) {
     struct um_askers old = *askers;
     *askers = (struct um_askers){0};

@@ -44,6 +44,8 @@ void um_askers_remember(struct um_askers *askers, PyObject *object, uint64_t add
 /* Calls `alive` for each whose object lives or lived at the last sweep, and forgets the dead. */
 void um_askers_sweep(struct um_askers *askers, void (*alive)(const struct um_asker *asker, void *context),
                      void *context);
+/* Drops the weak reference to it, if there is one: NumPy resizes no array that has any. */
+void um_askers_forget(struct um_askers *askers, PyObject *object);
 void um_askers_clear(struct um_askers *askers);
 
 #endif

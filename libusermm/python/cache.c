@@ -13,11 +13,23 @@ static struct um_python_cache *cache_of(PyObject *self) {
     return (struct um_python_cache *)self;
 }
 
+/* Asking a type whether it has the protocol is a tenth of a hit, and most callers pass the same type each time. */
+static int has_buffer(struct um_python_cache *cache, PyObject *object) {
+    if (Py_TYPE(object) == cache->buffer_type)
+        return 1;
+    if (!PyObject_CheckBuffer(object))
+        return 0;
+    PyTypeObject *before = cache->buffer_type;
+    cache->buffer_type = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(object));
+    Py_XDECREF((PyObject *)before);
+    return 1;
+}
+
 /* Where the bytes are. `view` keeps them there until it is released; without the protocol the object alone does. */
-static int take_buffer(const struct um_python_cache *cache, PyObject *object, Py_buffer *view, uint64_t *ret_address,
+static int take_buffer(struct um_python_cache *cache, PyObject *object, Py_buffer *view, uint64_t *ret_address,
                        uint64_t *ret_length) {
     view->obj = NULL;
-    if (!PyObject_CheckBuffer(object))
+    if (!has_buffer(cache, object))
         return um_buffer_range(cache->state, object, ret_address, ret_length);
     if (PyObject_GetBuffer(object, view, cache->buffer_flags))
         return um_raise_from_pending(cache->state->argument_error,
@@ -38,7 +50,7 @@ static void release_buffer(Py_buffer *view) {
         PyBuffer_Release(view);
 }
 
-static int raise_usage(const struct um_python_cache *cache) {
+__attribute__((noinline, cold)) static int raise_usage(const struct um_python_cache *cache) {
     PyErr_SetString(cache->state->argument_type_error, "get takes one buffer, and probe=None, True or False");
     return -1;
 }
@@ -125,7 +137,8 @@ static int begin_upkeep(PyObject *self) {
     return done ? 0 : -1;
 }
 
-static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address, uint64_t length, enum probe probe) {
+__attribute__((noinline, cold)) static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address,
+                                                            uint64_t length, enum probe probe) {
     struct um_python_cache *cache = cache_of(self);
     unsigned unused;
     if (probe != PROBE_NEVER) {
@@ -147,7 +160,8 @@ static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address, 
     return um_registration_new(cache, registered);
 }
 
-static PyObject *get(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+__attribute__((flatten)) static PyObject *get(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                                              PyObject *names) {
     struct um_python_cache *cache = cache_of(self);
     uint64_t address, length;
     enum probe probe;
@@ -172,12 +186,14 @@ static PyObject *evict(PyObject *self, PyObject *object) {
     if (um_buffer_range(cache->state, object, &address, &length))
         return NULL;
     int count = usermm_cache_evict(cache->core, address, length);
+    um_askers_forget(&cache->askers, object);
     return count < 0 ? um_raise(cache->state, count, "evict", NULL) : PyLong_FromLong(count);
 }
 
 static PyObject *clear_all(PyObject *self, PyObject *unused) {
     (void)unused;
     int count = usermm_cache_evict(cache_of(self)->core, 0, 0);
+    um_askers_clear(&cache_of(self)->askers);
     return count < 0 ? um_raise(cache_of(self)->state, count, "clear", NULL) : PyLong_FromLong(count);
 }
 
@@ -439,6 +455,7 @@ static void dealloc(PyObject *self) {
     if (stranded)
         warn_of_stranded(self, stranded);
     um_askers_clear(&cache->askers);
+    Py_XDECREF((PyObject *)cache->buffer_type);
     Py_XDECREF(cache->register_call);
     Py_XDECREF(cache->deregister_call);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);

@@ -11,6 +11,7 @@ struct um_python_cache {
     usermm_cache *core; /* never NULL; serialized by the interpreter's lock */
     struct um_askers askers;
     PyObject *register_call, *deregister_call; /* of the registrar */
+    PyTypeObject *buffer_type;                 /* the latest one seen with the buffer protocol */
     int buffer_flags;                          /* for PyObject_GetBuffer */
     unsigned watch_flags;                      /* USERMM_REFUSE_* */
     char upkeep_due;                           /* call _begin_upkeep after the next registration */

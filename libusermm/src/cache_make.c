@@ -16,6 +16,7 @@ struct request {
     unsigned watch_flags;
     uint64_t merged_start, merged_end;
     bool merged, alone; /* it has grown; it must not, since a union was refused */
+    uint64_t notified;  /* the monitor's notifications before the pass in which it grew */
     uint32_t made;      /* when the pass began */
     struct um_entry *entry, *doomed;
 };
@@ -175,6 +176,8 @@ static int begin(usermm_cache *cache, struct request *request) {
 
 /* One pass under the lock: an entry that is there, or a new one to be completed, or what has to happen first. */
 static int find_or_begin(usermm_cache *cache, struct request *request) {
+    if (!request->merged)
+        request->notified = atomic_load(&um_monitor.notifications);
     int result = um_cache_refresh(cache, &request->doomed);
     if (result)
         return result;
@@ -256,12 +259,29 @@ static int settle(usermm_cache *cache, struct request *request, int result, uint
     return result ? result : state ? state : changed_meanwhile(entry) ? -EAGAIN : 0;
 }
 
+/*
+ * A union is of memory that others own, too, and may be discarding: madvise reports before the pages go, so it is their
+ * event that tells, and what came between taking the old regions off and putting the union's on hit neither.
+ */
+static bool is_doubtful(const struct request *request) {
+#ifdef USERMM_WITHOUT_RECHECK
+    (void)request;
+    return false;
+#else
+    return request->merged && atomic_load(&um_monitor.notifications) != request->notified;
+#endif
+}
+
 /* Watch, register, check again, publish. 0: the entry is held for the caller. */
 static int complete(usermm_cache *cache, struct request *request, bool *ret_by_registrar) {
     struct um_entry *entry = request->entry;
     uint64_t taken_ns = 0;
     usermm_device *device = entry->region.device;
     int result = device ? um_region_add(device, &entry->region, request->watch_flags) : 0;
+    if (result == 0 && is_doubtful(request)) {
+        request->alone = true;
+        result = -EAGAIN;
+    }
     *ret_by_registrar = result == 0;
     if (result == 0)
         result = hand_to_device(cache, entry, &taken_ns);
@@ -292,11 +312,13 @@ static bool make_room_at_device(usermm_cache *cache) {
 
 /* Whether it is worth another try after `result`. */
 static bool try_again(usermm_cache *cache, struct request *request, int result, bool by_registrar, unsigned *attempts) {
+    bool merged = request->merged;
+    request->merged = false; /* what changed meanwhile is in no union any more */
     if (result == -EAGAIN)
         return ++*attempts < ATTEMPTS;
     if (by_registrar && (result == -ENOMEM || result == -ENOSPC))
         return make_room_at_device(cache);
-    if (!request->merged || request->alone || result == -EINTR)
+    if (!merged || result == -EINTR)
         return false;
     request->alone = true; /* a part of the union may have changed its kind */
     return true;
