@@ -13,6 +13,7 @@ static void disown(usermm_cache *cache, struct um_entry *entry, struct um_entry 
     bool mine = entry->burying && pthread_equal(entry->worker, pthread_self());
     entry->region.by_start.serial = 0;
     entry->hit = true;
+    atomic_store(&entry->hits, 0);
     if (entry->state == UM_ENTRY_LISTED) {
         um_cache_kill(cache, entry, doomed);
     } else if (entry->state == UM_ENTRY_GONE && !um_entry_is_held(entry) && !mine) {
