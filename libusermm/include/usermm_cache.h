@@ -106,6 +106,10 @@ int usermm_cache_probe(usermm_cache *cache, enum usermm_probe probe);
 /* Takes out of the look-up what overlaps the range (length 0: everything). How many. */
 int usermm_cache_evict(usermm_cache *cache, uint64_t address, uint64_t length);
 
+/* The memory is about to be unmapped, and nobody asks for it any more: takes the registration out, if nobody holds it
+ * and it still is the one with this serial, and takes the watch off, so that the unmapping has nobody to wait for. */
+void usermm_cache_retire(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial);
+
 /* The cache's time, which moves with each usermm_cache_expire; a touch counts as being asked for. */
 void usermm_cache_touch(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial);
 /* Takes out what nobody holds and nobody asked for since `ages` (1 to 8) expirations ago; 0: only what lost its memory.
@@ -133,6 +137,7 @@ struct usermm_cache_counts {
     uint64_t waits;        /* for another thread's registration */
     uint64_t invalidations[USERMM_CAUSES];
     uint64_t evictions;   /* for want of room */
+    uint64_t retirements; /* because the owner of the memory was about to free it */
     uint64_t expirations; /* because nobody asked */
     uint64_t merges;      /* registrations that gave way to a larger one */
     uint64_t retries;     /* the memory changed while it was registered */

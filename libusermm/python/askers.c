@@ -88,12 +88,12 @@ static void make_room(struct um_askers *askers) {
 }
 
 /* NULL, without an exception, for an object that takes none. */
-static PyObject *weakref_to(struct um_askers *askers, PyObject *object) {
+static PyObject *weakref_to(struct um_askers *askers, PyObject *object, PyObject *callback) {
     if (Py_TYPE(object) == askers->unremembered)
         return NULL;
     PyObject *kind, *value, *traceback;
     PyErr_Fetch(&kind, &value, &traceback);
-    PyObject *weakref = PyWeakref_NewRef(object, NULL);
+    PyObject *weakref = PyWeakref_NewRef(object, callback);
     if (!weakref) {
         PyTypeObject *before = askers->unremembered;
         askers->unremembered = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(object));
@@ -104,13 +104,13 @@ static PyObject *weakref_to(struct um_askers *askers, PyObject *object) {
 }
 
 void um_askers_remember(struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length,
-                        struct usermm_registration *registration) {
+                        struct usermm_registration *registration, PyObject *callback) {
     struct um_asker *slot = slot_for(askers, object);
     if (slot && slot->object == object && is_alive(slot)) { /* it has moved, or was given another registration */
         *slot = (struct um_asker){object, slot->weakref, address, length, registration, registration->serial};
         return;
     }
-    PyObject *weakref = weakref_to(askers, object);
+    PyObject *weakref = weakref_to(askers, object, callback);
     if (!weakref)
         return;
     make_room(askers);

@@ -38,9 +38,10 @@ static inline void um_askers_prefetch(const struct um_askers *askers, const PyOb
 
 /* The slot of this living object with this memory, or NULL. The interpreter's lock is held in all of these. */
 struct um_asker *um_askers_find(const struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length);
-/* Never fails: what cannot be remembered pays the probe again. Leaves a pending exception alone. */
+/* Never fails: what cannot be remembered pays the probe again. Leaves a pending exception alone. `callback`, or NULL,
+ * is called when the object dies, if it was not remembered before. */
 void um_askers_remember(struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length,
-                        struct usermm_registration *registration);
+                        struct usermm_registration *registration, PyObject *callback);
 /* Calls `alive` for each whose object lives or lived at the last sweep, and forgets the dead. */
 void um_askers_sweep(struct um_askers *askers, void (*alive)(const struct um_asker *asker, void *context),
                      void *context);

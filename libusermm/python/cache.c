@@ -1,5 +1,5 @@
 /* usermm._core.Cache: a usermm_cache whose lock is the interpreter's. Its methods are documented in _core.pyi. */
-#include "cache.h"
+#include "owner.h"
 
 #include <errno.h>
 #include <stddef.h>
@@ -155,8 +155,11 @@ __attribute__((noinline, cold)) static PyObject *get_slowly(PyObject *self, PyOb
         usermm_cache_release(cache->core, registered);
         return NULL;
     }
-    if (probe != PROBE_NEVER)
-        um_askers_remember(&cache->askers, object, address, length, registered);
+    if (probe != PROBE_NEVER) {
+        PyObject *owner = um_owner_new(cache, object, registered);
+        um_askers_remember(&cache->askers, object, address, length, registered, owner);
+        Py_XDECREF(owner);
+    }
     return um_registration_new(cache, registered);
 }
 
@@ -256,6 +259,7 @@ static PyObject *counts(PyObject *self, PyObject *unused) {
         {"discarded", now.invalidations[USERMM_CAUSE_DISCARD]},
         {"evictions", now.evictions},
         {"expirations", now.expirations},
+        {"retirements", now.retirements},
         {"merges", now.merges},
         {"retries", now.retries},
         {"registered", now.registered},
@@ -451,10 +455,10 @@ static void dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     struct um_python_cache *cache = cache_of(self);
     PyObject_GC_UnTrack(self);
+    um_askers_clear(&cache->askers); /* before the core: they have callbacks into it */
     int stranded = usermm_cache_close(cache->core);
     if (stranded)
         warn_of_stranded(self, stranded);
-    um_askers_clear(&cache->askers);
     Py_XDECREF((PyObject *)cache->buffer_type);
     Py_XDECREF(cache->register_call);
     Py_XDECREF(cache->deregister_call);

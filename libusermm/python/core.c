@@ -1,5 +1,6 @@
 /* The extension module usermm._core. */
 #include "cache.h"
+#include "owner.h"
 
 static PyObject *buffer_range(PyObject *module, PyObject *object) {
     uint64_t address, length;
@@ -46,6 +47,13 @@ static PyObject *add_type(PyObject *module, PyType_Spec *spec, const char *name)
     return type;
 }
 
+static PyObject *attribute_of(const char *module, const char *name) {
+    PyObject *imported = PyImport_ImportModule(module);
+    PyObject *value = imported ? PyObject_GetAttrString(imported, name) : NULL;
+    Py_XDECREF(imported);
+    return value;
+}
+
 static int fill(PyObject *module) {
     struct module_state *state = PyModule_GetState(module);
     PyObject *errors = PyImport_ImportModule("usermm.errors");
@@ -59,6 +67,8 @@ static int fill(PyObject *module) {
     state->limit_error = PyObject_GetAttrString(errors, "LimitError");
     state->page_type = add_type(module, &um_page_spec, NULL);
     state->registration_type = add_type(module, &um_registration_spec, "Registration");
+    state->owner_type = add_type(module, &um_owner_spec, NULL);
+    state->mmap_type = attribute_of("mmap", "mmap");
     Py_DECREF(errors);
     PyObject *device = add_type(module, &um_device_spec, "Device");
     Py_XDECREF(device);
@@ -67,9 +77,9 @@ static int fill(PyObject *module) {
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && cache && state->limit_error && state->registration_type && state->device_error &&
-                   state->cookie_error && state->argument_error && state->argument_type_error && state->page_type &&
-                   state->probe_name
+    return device && cache && state->limit_error && state->registration_type && state->owner_type && state->mmap_type &&
+                   state->device_error && state->cookie_error && state->argument_error && state->argument_type_error &&
+                   state->page_type && state->probe_name
                ? 0
                : -1;
 }
@@ -84,6 +94,8 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->probe_name);
     Py_VISIT(state->limit_error);
     Py_VISIT(state->registration_type);
+    Py_VISIT(state->owner_type);
+    Py_VISIT(state->mmap_type);
     return 0;
 }
 
@@ -99,6 +111,8 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->probe_name);
     Py_CLEAR(state->limit_error);
     Py_CLEAR(state->registration_type);
+    Py_CLEAR(state->owner_type);
+    Py_CLEAR(state->mmap_type);
     return 0;
 }
 

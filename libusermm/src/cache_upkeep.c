@@ -22,6 +22,19 @@ int usermm_cache_evict(usermm_cache *cache, uint64_t address, uint64_t length) {
     return result;
 }
 
+void usermm_cache_retire(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial) {
+    struct um_entry *entry = um_entry_of(registration), *doomed = NULL;
+    um_cache_lock(cache);
+    if (entry->state == UM_ENTRY_LISTED && registration->serial == serial && entry->life == um_life() &&
+        !um_entry_is_held(entry)) {
+        um_region_retire(&entry->region);
+        um_cache_kill(cache, entry, &doomed);
+        cache->counts.retirements++;
+    }
+    um_cache_unlock(cache);
+    um_cache_bury(cache, doomed);
+}
+
 void usermm_cache_touch(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial) {
     struct um_entry *entry = um_entry_of(registration);
     if (__atomic_load_n(&registration->serial, __ATOMIC_RELAXED) == serial)

@@ -75,6 +75,9 @@ int um_region_add(usermm_device *device, struct um_region *region, unsigned flag
 /* Takes it out of the monitor, if it is still in. */
 void um_region_take(struct um_region *region);
 
+/* As um_region_take, and takes the watch off if no other region needs it: for small ones, since it walks the pages. */
+void um_region_retire(struct um_region *region);
+
 /* Takes up to `capacity` regions that were hit out of the queue and of the monitor, and says how many. */
 unsigned um_queue_take(usermm_device *device, struct um_region **ret_regions, unsigned capacity);
 
@@ -86,5 +89,6 @@ void um_queue_remove(struct um_region *region);
 
 /* Makes [start, end) report to the monitor. As usermm_register, and -EBADF or -ENOTTY: the descriptor is not ours. */
 int um_watch(uint64_t start, uint64_t end, unsigned flags);
+void um_unwatch(uint64_t start, uint64_t end); /* whole pages */
 
 #endif

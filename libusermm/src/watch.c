@@ -75,6 +75,11 @@ static int watch_range(uint64_t start, uint64_t end) {
     return um_sys_ioctl(um_monitor.uffd, UFFDIO_REGISTER, &request) ? -errno : 0;
 }
 
+void um_unwatch(uint64_t start, uint64_t end) {
+    struct uffdio_range range = {start, end - start};
+    um_sys_ioctl(um_monitor.uffd, UFFDIO_UNREGISTER, &range); /* that fails: then there is an event */
+}
+
 /* The part of one mapping; the whole of it where a part will not do: huge pages, or no mapping left for a split. */
 static int watch_mapping(const struct mapping *mapping, uint64_t start, uint64_t end, bool coarse) {
     int result = coarse ? -ENOMEM : watch_range(start, end);

@@ -300,6 +300,42 @@ static void expires_what_nobody_asks_for(void) {
     CHECK(CALL(usermm_cache_expire(cache, 2)) == 2);
 }
 
+static uint64_t notifications(void) {
+    struct usermm_counts counts;
+    usermm_count(&counts);
+    return counts.notifications;
+}
+
+static void retiring_takes_off_the_watch(void) {
+    char *memory = test_map(8);
+    open_cache(USERMM_OVERLAP_ALLOWED, 0, 0, 0);
+    struct usermm_registration *first = get(memory, PAGE);
+    uint64_t serial = first->serial, before = notifications();
+    usermm_cache_retire(cache, first, serial); /* held: it stays */
+    CHECK(usermm_cache_valid(cache, first));
+    usermm_cache_release(cache, first);
+    usermm_cache_retire(cache, first, serial + 1); /* another's */
+    CHECK(count().registrations == 1);
+    usermm_cache_retire(cache, first, serial);
+    CHECK(count().registrations == 0 && count().retirements == 1 && atomic_load(&account.live) == 0);
+    munmap(memory, PAGE);
+    CHECK(notifications() == before);
+}
+
+/* Half a page each: the watch is of whole pages. */
+static void retiring_leaves_the_watch_that_others_need(void) {
+    char *memory = test_map(8);
+    open_cache(USERMM_OVERLAP_ALLOWED, 0, 0, 0);
+    usermm_device *device = test_open(2, O_RDONLY);
+    test_register(device, memory + PAGE / 2, PAGE / 2, 1);
+    struct usermm_registration *first = get(memory, PAGE / 2);
+    uint64_t serial = first->serial;
+    usermm_cache_release(cache, first);
+    usermm_cache_retire(cache, first, serial);
+    munmap(memory, PAGE);
+    CHECK(test_generation(device) == 1);
+}
+
 static void uncached_registers_each_time(void) {
     char *memory = test_map(4);
     open_cache(USERMM_OVERLAP_ALLOWED, 0, 0, USERMM_CACHE_UNCACHED);
@@ -372,6 +408,8 @@ static const struct test tests[] = {
     TEST(a_registrar_may_not_ask_for_the_same),
     TEST(two_threads_register_once),
     TEST(expires_what_nobody_asks_for),
+    TEST(retiring_takes_off_the_watch),
+    TEST(retiring_leaves_the_watch_that_others_need),
     TEST(uncached_registers_each_time),
     TEST(a_child_begins_empty),
     TEST(shutting_down_waits_for_holders),

@@ -36,6 +36,8 @@ class Statistics:
     """For want of room: the limits, or the device had none."""
     expirations: int
     """Nobody asked for it any more, and no living object had."""
+    retirements: int
+    """An array or mapping of up to 512 KiB died whose memory was about to be unmapped."""
     merges: int
     """Registrations that gave way to a larger one."""
     retries: int
