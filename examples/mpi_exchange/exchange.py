@@ -89,13 +89,16 @@ class Rank:
         self.window.window.Lock_all()
         for number in range(1, rounds + 1):
             self._renew()
-            written, offers = self._offer()
-            self._serve(number, self._trade(offers))
-            self.comm.Barrier()
-            self.window.window.Sync()
-            self._look_at(written, number)
+            self._round(number)
         self.window.window.Unlock_all()
         self._release()
+
+    def _round(self, number: int) -> None:
+        written, offers = self._offer()
+        self._serve(number, self._trade(offers))
+        self.comm.Barrier()
+        self.window.window.Sync()
+        self._look_at(written, number)
 
     def _renew(self) -> None:
         """Registrations of the last round are let go before their memory is, or after: both have to be right."""

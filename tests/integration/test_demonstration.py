@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator
 
 import pytest
 
-from usermm import Ummunotify, UnavailableError
+from usermm import UnavailableError
 from usermm.demonstration import slow_motion
-from usermm.demonstration.caches import ByHandCache, NotifiedCache
+from usermm.demonstration.caches import ByHandCache, Cache, ExactCache
 from usermm.demonstration.churn import ALIVE, steps
-from usermm.demonstration.record import Happening
+from usermm.demonstration.record import Happening, Moment
 from usermm.demonstration.workbench import (
     FILE_BYTES,
     SECTOR_BYTES,
@@ -25,22 +26,10 @@ from usermm.uring import Ring
 LENGTH = 16 * mmap.PAGESIZE
 
 
-class RingThatLosesMemory(Ring):
-    """While the first registration is under way, the memory is discarded, as by another thread."""
-
-    victim: Buffer | None = None
-
-    def update(self, slot: int, address: int, length: int, tag: int = 0) -> None:
-        super().update(slot, address, length, tag)
-        victim, self.victim = self.victim, None
-        if victim is not None:
-            victim.memory.madvise(mmap.MADV_DONTNEED)
-
-
 @pytest.fixture
-def ring() -> Iterator[RingThatLosesMemory]:
+def ring() -> Iterator[Ring]:
     try:
-        ring = RingThatLosesMemory(4)
+        ring = Ring(4)
     except UnavailableError as error:
         pytest.skip(f"needs io_uring: {error.strerror}")
     with ring:
@@ -49,13 +38,13 @@ def ring() -> Iterator[RingThatLosesMemory]:
 
 
 @pytest.fixture
-def device() -> Iterator[Ummunotify]:
+def exact(ring: Ring) -> Iterator[ExactCache]:
     try:
-        device = Ummunotify()
+        cache = ExactCache(ring)
     except UnavailableError as error:
         pytest.skip(f"needs userfaultfd: {error.strerror}")
-    with device:
-        yield device
+    with contextlib.closing(cache):
+        yield cache
 
 
 @pytest.fixture
@@ -80,68 +69,72 @@ def test_reads_stay_inside_the_file_and_repeat_only_after_all_others() -> None:
     assert len(set(sectors[:span])) == span
 
 
-def test_memory_that_goes_while_it_is_registered_is_registered_again(
-    ring: RingThatLosesMemory, device: Ummunotify, buffers: list[Buffer]
-) -> None:
-    """Watch, register, look again: without the last step the slot would hold pages that are gone already."""
-    cache, buffer = NotifiedCache(ring, device), buffers[0]
-    buffer.memory[:1] = b"x"
-    ring.victim = buffer
-    with KnownFile(None, 1) as file:
-        slot = cache.slot_for(buffer.address, LENGTH)
-        assert ring.read_fixed(file.fileno(), slot, buffer.address, LENGTH, 5 * SECTOR_BYTES) == LENGTH
-        assert file.matches(buffer, 5)
-    assert pinned_bytes() == LENGTH
-    assert len(cache.free) + len(cache.slots) == ring.slots
+def look_up(cache: Cache, buffer: Buffer) -> int:
+    with cache.held(buffer) as slot:
+        return slot
 
 
-@pytest.mark.parametrize("notified", [False, True])
+@pytest.mark.parametrize("kind", [ByHandCache, ExactCache])
 def test_the_least_recently_used_makes_room(
-    ring: RingThatLosesMemory, device: Ummunotify, buffers: list[Buffer], notified: bool
+    ring: Ring, exact: ExactCache, buffers: list[Buffer], kind: type[Cache]
 ) -> None:
-    cache = NotifiedCache(ring, device) if notified else ByHandCache(ring)
+    cache: Cache = exact if kind is ExactCache else ByHandCache(ring)
     for buffer in buffers[:4]:
-        cache.slot_for(buffer.address, LENGTH)
-    cache.slot_for(buffers[0].address, LENGTH)
+        look_up(cache, buffer)
+    look_up(cache, buffers[0])
     assert (cache.registrations, cache.hits) == (4, 1)
-    cache.slot_for(buffers[4].address, LENGTH)  # in the place of number 1
+    look_up(cache, buffers[4])  # in the place of number 1
     assert pinned_bytes() == 4 * LENGTH
-    cache.slot_for(buffers[0].address, LENGTH)
+    look_up(cache, buffers[0])
     assert (cache.registrations, cache.hits) == (5, 2)
-    cache.slot_for(buffers[1].address, LENGTH)
+    look_up(cache, buffers[1])
     assert (cache.registrations, cache.hits) == (6, 2)
 
 
-def test_only_what_went_is_forgotten(
-    ring: RingThatLosesMemory, device: Ummunotify, buffers: list[Buffer]
-) -> None:
-    cache = NotifiedCache(ring, device)
-    for buffer in buffers[:3]:
-        cache.slot_for(buffer.address, LENGTH)
-    assert cache.forget_what_went() == 0
+def test_only_what_went_is_forgotten(exact: ExactCache, buffers: list[Buffer]) -> None:
+    slots = [look_up(exact, buffer) for buffer in buffers[:3]]
     buffers[0].close()
     buffers[2].memory.madvise(mmap.MADV_DONTNEED, 0, mmap.PAGESIZE)
-    assert cache.forget_what_went() == 2
-    assert pinned_bytes() == LENGTH
-    assert list(cache.slots) == [(buffers[1].address, LENGTH)]
+    assert look_up(exact, buffers[1]) == slots[1]
+    assert look_up(exact, buffers[2]) != slots[2]
+    assert exact.forgotten == 2
+    assert pinned_bytes() == 2 * LENGTH
 
 
-def test_slow_motion_measures_each_moment(ring: RingThatLosesMemory, device: Ummunotify) -> None:
+def test_by_hand_nothing_is_forgotten(ring: Ring, buffers: list[Buffer]) -> None:
+    cache = ByHandCache(ring)
+    look_up(cache, buffers[0])
+    buffers[0].close()
+    look_up(cache, buffers[1])
+    assert cache.forgotten == 0
+    assert pinned_bytes() == 2 * LENGTH
+
+
+def played(cache: Cache) -> dict[Happening, Moment]:
+    """The last moment of each kind."""
     with KnownFile(None, 1) as file:
-        by_hand = {moment.happening: moment for moment in slow_motion.play(ByHandCache(ring), file, LENGTH)}
-        ring.clear(0)
-        told = {
-            moment.happening: moment for moment in slow_motion.play(NotifiedCache(ring, device), file, LENGTH)
-        }
-    if Happening.MAPPED_AGAIN not in by_hand or Happening.MAPPED_AGAIN not in told:
+        return {moment.happening: moment for moment in slow_motion.play(cache, file, LENGTH)}
+
+
+def test_slow_motion_shows_the_hazard(ring: Ring) -> None:
+    moments = played(ByHandCache(ring))
+    if Happening.MAPPED_AGAIN not in moments:
         pytest.skip("the kernel gave another address")
-    assert by_hand[Happening.UNMAPPED].pinned_bytes == LENGTH
-    assert by_hand[Happening.HIT].slot == 0
-    assert by_hand[Happening.READ].transferred == LENGTH
-    assert by_hand[Happening.READ].buffer != by_hand[Happening.READ].expected
-    assert told[Happening.NOTIFIED].forgotten == 1
-    assert told[Happening.NOTIFIED].pinned_bytes == 0
-    assert told[Happening.READ].buffer == told[Happening.READ].expected
+    assert moments[Happening.NOT_NOTED].pinned_bytes == LENGTH
+    assert moments[Happening.MAPPED_AGAIN].buffer == slow_motion.OLD_BYTES.decode()
+    assert moments[Happening.HIT].slot == 0
+    assert moments[Happening.READ].transferred == LENGTH
+    assert moments[Happening.READ].buffer == slow_motion.OLD_BYTES.decode() != moments[Happening.READ].expected
+
+
+def test_slow_motion_shows_the_cure(exact: ExactCache) -> None:
+    moments = played(exact)
+    assert Happening.HIT not in moments
+    assert Happening.NOTED in moments
+    assert moments[Happening.REGISTERED].forgotten == 1
+    assert moments[Happening.READ].transferred == LENGTH
+    assert moments[Happening.READ].pinned_bytes == LENGTH
+    assert moments[Happening.READ].buffer == moments[Happening.READ].expected
 
 
 def test_buffers_are_as_large_as_the_limit_allows() -> None:

@@ -29,9 +29,32 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "uring": ("usermm.errors", "usermm.uapi", "usermm._uring_calls"),
     "_uring_calls": ("usermm.errors", "usermm.uapi"),
-    "demonstration": ("usermm", "usermm.errors", "usermm.uring", "usermm.demonstration", "usermm.uapi"),
+    "demonstration": (
+        "usermm",
+        "usermm.errors",
+        "usermm.uring",
+        "usermm.registrars",
+        "usermm.demonstration",
+        "usermm.uapi",
+    ),
     "diagnosis": ("usermm", "usermm.monitors", "usermm.uapi", "usermm.uring", "usermm.diagnosis", "usermm.errors"),
-    "reporters": ("usermm.demonstration.record", "usermm.diagnosis.report", "usermm.monitors.base", "usermm.reporters"),
+    "measurement": (
+        "usermm",
+        "usermm.errors",
+        "usermm.version",
+        "usermm.uapi",
+        "usermm.monitors",
+        "usermm.registrars",
+        "usermm.uring",
+        "usermm.measurement",
+    ),
+    "reporters": (
+        "usermm.demonstration.record",
+        "usermm.diagnosis.report",
+        "usermm.measurement.harness",
+        "usermm.monitors.base",
+        "usermm.reporters",
+    ),
 }
 FREE = {"commands", "__init__", "__main__"}
 SPEAKS = {"commands", "__main__"}

@@ -1,6 +1,6 @@
 """``usermm demo``: the hazard of a registration cache and its cure, on this machine's own io_uring.
 
-Exit status: 0 when the cache with notifications never read wrong, 1 when it did, 2 when this kernel, user or
+Exit status: 0 when usermm's cache never read wrong, 1 when it did, 2 when this kernel, user or
 container forbids io_uring or userfaultfd, or the file cannot be written (one line on stderr names the cure),
 130 after Ctrl-C.
 """
@@ -12,16 +12,15 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from usermm import Ummunotify
 from usermm.demonstration import slow_motion
-from usermm.demonstration.caches import ByHandCache, NotifiedCache
+from usermm.demonstration.caches import ByHandCache, Cache, ExactCache
 from usermm.demonstration.churn import churn, steps
 from usermm.demonstration.record import Outcome
 from usermm.demonstration.workbench import KnownFile, largest_buffer
 from usermm.reporters.demo import BY_HAND, USERMM, JsonReport, Report, TextReport
 from usermm.uring import Ring
 
-HELP = "Show a registration cache that reads into dead pages, and the same one with notifications"
+HELP = "Show a registration cache that reads into dead pages, and usermm's in its place"
 
 READS = 1500
 SLOTS = 64  # registrations that a cache keeps at most
@@ -44,7 +43,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run both halves and report."""
     report: Report = JsonReport(sys.stdout) if args.json else TextReport(sys.stdout, live=sys.stdout.isatty())
-    with Ummunotify():  # before anything is shown: what is forbidden here is one line
+    with opened(USERMM):  # before anything is shown: what is forbidden here is one line
         largest_bytes = largest_buffer(SLOTS)
     with KnownFile(args.directory, args.seed) as file:
         report.begin(args.reads, args.seed, largest_bytes)
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def narrate(report: Report, file: KnownFile, length: int) -> None:
-    """The single case, first without, then with notifications."""
+    """The single case, first by hand, then with usermm."""
     for name in (BY_HAND, USERMM):
         report.chapter(name)
         with opened(name) as cache:
@@ -76,14 +75,14 @@ def measure(
 
 
 @contextlib.contextmanager
-def opened(name: str) -> Iterator[ByHandCache]:
-    """One of the caches on a ring of its own; the device exists only while the notified one does."""
+def opened(name: str) -> Iterator[Cache]:
+    """One of the caches on a ring of its own."""
     with Ring(SLOTS) as ring:
         if name == BY_HAND:
             yield ByHandCache(ring)
         else:
-            with Ummunotify() as device:
-                yield NotifiedCache(ring, device)
+            with contextlib.closing(ExactCache(ring)) as cache:
+                yield cache
 
 
 def _positive(text: str) -> int:

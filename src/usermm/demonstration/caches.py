@@ -1,19 +1,51 @@
-"""The same registration cache twice: as it is often written by hand, and with notifications.
+"""Two registration caches that answer the same question: which fixed buffer of the ring is this memory?
 
 Registering a buffer with a device is slow, so programs keep the registration and look it up by address. The
 key says nothing about *which memory* is at that address: once it was unmapped and mapped again, the look-up
-finds a registration of pages that nobody can see any more. `NotifiedCache` is `ByHandCache` and the lines
-that are missing in it.
+finds a registration of pages that nobody can see any more. `ByHandCache` is such a program; `ExactCache` is
+`usermm.RegistrationCache` in its place.
 """
 
 from __future__ import annotations
 
-from usermm import Invalidation, Ummunotify
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from usermm import RegistrationCache
+from usermm.demonstration.workbench import Buffer
+from usermm.registrars import IoUring
 from usermm.uring import Ring
+
+
+class Cache(Protocol):
+    """What both halves of the demo ask."""
+
+    ring: Ring
+
+    @property
+    def hits(self) -> int: ...
+
+    @property
+    def registrations(self) -> int:
+        """How many were made."""
+        ...
+
+    @property
+    def forgotten(self) -> int:
+        """How many were given up because their memory went."""
+        ...
+
+    def held(self, buffer: Buffer) -> AbstractContextManager[int]:
+        """The slot of the ring that is this buffer, for the length of a with block."""
+        ...
 
 
 class ByHandCache:
     """``{(address, length): slot}`` over the fixed buffers of a ring; the least recently used makes room."""
+
+    forgotten = 0  # nobody tells it
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
@@ -22,74 +54,60 @@ class ByHandCache:
         self.slots: dict[tuple[int, int], int] = {}  # in the order of use, the latest last
         self.free = list(reversed(range(ring.slots)))
 
+    @contextlib.contextmanager
+    def held(self, buffer: Buffer) -> Iterator[int]:
+        """As by `slot_for`. Nothing keeps the slot from being given to another buffer meanwhile."""
+        yield self.slot_for(buffer.address, buffer.length)
+
     def slot_for(self, address: int, length: int) -> int:
         """The fixed buffer that is `length` bytes at `address`: a remembered one, or a new registration."""
-        self.forget_what_went()
         slot = self.slots.pop((address, length), None)
         if slot is None:
             slot = self.free_slot()
-            self.register(slot, address, length)
+            self.ring.update(slot, address, length)
             self.registrations += 1
         else:
             self.hits += 1
         self.slots[address, length] = slot
         return slot
 
-    def forget_what_went(self) -> int:
-        """Forget the registrations whose memory went away; return how many. By hand nobody knows: none."""
-        return 0
-
-    def register(self, slot: int, address: int, length: int) -> None:
-        """Give the memory to the device."""
-        self.ring.update(slot, address, length)
-
     def free_slot(self) -> int:
         """A slot without a registration; if none is left, that of the least recently used one."""
         if not self.free:
-            self.forget(next(iter(self.slots.values())))
+            slot = self.slots.pop(next(iter(self.slots)))
+            self.ring.clear(slot)
+            self.free.append(slot)
         return self.free.pop()
 
-    def forget(self, slot: int) -> None:
-        """Take the registration back from the device, which unpins its pages."""
-        self.slots = {key: other for key, other in self.slots.items() if other != slot}
-        self.ring.clear(slot)
-        self.free.append(slot)
 
+class ExactCache:
+    """`usermm.RegistrationCache` over the same ring; when no slot is left, the least recently used makes room."""
 
-class NotifiedCache(ByHandCache):
-    """The same, but told when memory goes away: a region's cookie is its slot."""
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
+        self.cache = RegistrationCache(IoUring(ring))
 
-    def __init__(self, ring: Ring, device: Ummunotify) -> None:
-        super().__init__(ring)
-        self.device = device
-        self.seen = device.generation
+    @contextlib.contextmanager
+    def held(self, buffer: Buffer) -> Iterator[int]:
+        """The look-up finds out by itself what went. The slot stays this buffer's until the block ends."""
+        with self.cache.get(buffer.memory) as registration:
+            yield registration.handle.slot
 
-    def forget_what_went(self) -> int:
-        """One comparison when nothing happened; otherwise forget what the events name."""
-        if self.device.check(self.seen):
-            return 0
-        self.seen = self.device.generation  # before reading: what happens from here on moves it again
-        gone = self.read_cookies()
-        for slot in gone:
-            self.forget(slot)
-        return len(gone)
+    @property
+    def hits(self) -> int:
+        """As the cache counts them."""
+        return self.cache.stats().hits
 
-    def register(self, slot: int, address: int, length: int) -> None:
-        """Watch first, register then, and look again: memory that went in between was watched already."""
-        self.device.register_range(address, address + length, cookie=slot)
-        super().register(slot, address, length)
-        if self.forget_what_went() and slot in self.free:  # it was this one that went: once more
-            self.free.remove(slot)
-            self.register(slot, address, length)
+    @property
+    def registrations(self) -> int:
+        """What the ring was asked for with success."""
+        return self.cache.stats().registered
 
-    def forget(self, slot: int) -> None:
-        """An event does not end the watch, and a registration that makes room was still watched."""
-        self.device.unregister(slot)
-        super().forget(slot)
+    @property
+    def forgotten(self) -> int:
+        """By whatever cause; here it is always munmap."""
+        return self.cache.stats().invalidations
 
-    def read_cookies(self) -> set[int]:
-        """The cookies of all events that are waiting; more than 128 take more than one read."""
-        cookies: set[int] = set()
-        while events := self.device.read(timeout=0):
-            cookies.update(event.cookie for event in events if isinstance(event, Invalidation))
-        return cookies
+    def close(self) -> None:
+        """Gives everything back to the ring, which has to be open still."""
+        self.cache.close()

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from usermm.demonstration.caches import ByHandCache
+from usermm.demonstration.caches import Cache
 from usermm.demonstration.record import Outcome
 from usermm.demonstration.workbench import FILE_BYTES, SECTOR_BYTES, Buffer, KnownFile, pinned_bytes
 from usermm.errors import DeviceError
@@ -41,7 +41,7 @@ def steps(seed: int, reads: int, largest_bytes: int) -> Iterator[Step]:
 
 
 def churn(
-    cache: ByHandCache,
+    cache: Cache,
     file: KnownFile,
     sequence: Iterator[Step],
     largest_bytes: int,
@@ -63,11 +63,11 @@ def churn(
     return outcome
 
 
-def read_into(cache: ByHandCache, file: KnownFile, buffer: Buffer, sector: int, outcome: Outcome) -> None:
+def read_into(cache: Cache, file: KnownFile, buffer: Buffer, sector: int, outcome: Outcome) -> None:
     """One read through the cache. The ring reports success; only the comparison tells the truth."""
-    slot = cache.slot_for(buffer.address, buffer.length)
     offset = sector * SECTOR_BYTES
-    count = cache.ring.read_fixed(file.fileno(), slot, buffer.address, buffer.length, offset)
+    with cache.held(buffer) as slot:
+        count = cache.ring.read_fixed(file.fileno(), slot, buffer.address, buffer.length, offset)
     if count != buffer.length:
         raise DeviceError(
             errno.EIO, f"io_uring READ_FIXED: {count} of {buffer.length} bytes; was the file cut short?"

@@ -21,12 +21,12 @@ class Happening(Enum):
     """What a moment shows."""
 
     MAPPED = auto()
-    REGISTERED = auto()  # the look-up missed
+    REGISTERED = auto()  # the look-up missed, and gave up `forgotten` registrations
     HIT = auto()
     READ = auto()
     UNMAPPED = auto()
-    NOTIFIED = auto()  # the cache was told, and forgot `forgotten` registrations
-    NOT_NOTIFIED = auto()
+    NOTED = auto()  # by the monitor, which the cache asks in its look-up
+    NOT_NOTED = auto()
     MAPPED_AGAIN = auto()  # at the same address
     MAPPED_ELSEWHERE = auto()
 

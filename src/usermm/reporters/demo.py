@@ -16,7 +16,7 @@ USERMM = "usermm"
 _TITLES = {BY_HAND: "by hand", USERMM: "usermm"}
 _CHAPTERS = {
     BY_HAND: "In slow motion. A cache written by hand, {(address, length): slot}:",
-    USERMM: "The same cache, and before each look-up it asks usermm.Ummunotify what went away:",
+    USERMM: "The same with usermm.RegistrationCache, which asks its monitor before it believes itself:",
 }
 _PAUSE_S = 0.35  # between two moments on a terminal: sixteen of them in less than six seconds
 _INDENT = " " * 15
@@ -125,7 +125,7 @@ def _sentence(moment: Moment) -> str:
         case Happening.MAPPED:
             text = f"mmap gives {moment.length >> 10} KiB at {moment.address:#x}."
         case Happening.REGISTERED:
-            text = f"Look up {key}: not there. Register it as slot {moment.slot}."
+            text = f"Look up {key}: {_missing(moment)}. Register it as slot {moment.slot}."
         case Happening.HIT:
             text = f"Look up {key}: there it is, slot {moment.slot}."
         case Happening.READ:
@@ -133,13 +133,16 @@ def _sentence(moment: Moment) -> str:
             text = f'Read into slot {moment.slot}: {success}. The buffer says "{moment.buffer.strip()}".'
         case Happening.UNMAPPED:
             text = "munmap: the memory is gone for the program, not for the device."
-        case Happening.NOTIFIED:
-            gone = f"{moment.forgotten} registration given up"
-            text = f"device.check() says that something went, device.read() says what: {gone}."
-        case Happening.NOT_NOTIFIED:
+        case Happening.NOTED:
+            text = "munmap came back only when the monitor had taken note."
+        case Happening.NOT_NOTED:
             text = "Nobody tells the cache."
         case Happening.MAPPED_AGAIN:
             text = f'mmap gives {moment.address:#x} again. The program writes "{moment.buffer}".'
         case Happening.MAPPED_ELSEWHERE:
             text = f"mmap gives another address, {moment.address:#x}: this time nothing can go wrong."
     return text
+
+
+def _missing(moment: Moment) -> str:
+    return "what was there has gone, and is given up" if moment.forgotten else "not there"
