@@ -21,7 +21,7 @@ bench: $(VENV)/.built
 
 check: $(VENV)/.built
 ifeq ($(SANITIZE),)
-	$(BIN)/ruff check src tests benchmarks setup.py
+	$(BIN)/ruff check src tests benchmarks examples setup.py
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror libusermm/*/*.[ch]
 	$(MAKE) -s -C libusermm check

@@ -183,6 +183,15 @@ __attribute__((flatten)) static PyObject *get(PyObject *self, PyObject *const *a
     return registration;
 }
 
+static PyObject *raise_for(const struct um_python_cache *cache, int result, const char *call) {
+    const char *reason = NULL;
+    if (result == -EBADF)
+        reason = "the cache is closed: make a new one";
+    if (result == -EIO)
+        reason = "the monitor failed, and nothing is remembered: close this cache and all devices, and make new ones";
+    return um_raise(cache->state, result, call, reason);
+}
+
 static PyObject *evict(PyObject *self, PyObject *object) {
     struct um_python_cache *cache = cache_of(self);
     uint64_t address, length;
@@ -190,14 +199,14 @@ static PyObject *evict(PyObject *self, PyObject *object) {
         return NULL;
     int count = usermm_cache_evict(cache->core, address, length);
     um_askers_forget(&cache->askers, object);
-    return count < 0 ? um_raise(cache->state, count, "evict", NULL) : PyLong_FromLong(count);
+    return count < 0 ? raise_for(cache, count, "evict") : PyLong_FromLong(count);
 }
 
 static PyObject *clear_all(PyObject *self, PyObject *unused) {
     (void)unused;
     int count = usermm_cache_evict(cache_of(self)->core, 0, 0);
     um_askers_clear(&cache_of(self)->askers);
-    return count < 0 ? um_raise(cache_of(self)->state, count, "clear", NULL) : PyLong_FromLong(count);
+    return count < 0 ? raise_for(cache_of(self), count, "clear") : PyLong_FromLong(count);
 }
 
 static void touch(const struct um_asker *asker, void *context) {
@@ -212,13 +221,13 @@ static PyObject *expire(PyObject *self, PyObject *ages) {
         return NULL;
     um_askers_sweep(&cache->askers, touch, cache->core);
     int count = usermm_cache_expire(cache->core, (unsigned)number);
-    return count < 0 ? um_raise(cache->state, count, "expire", NULL) : PyLong_FromLong(count);
+    return count < 0 ? raise_for(cache, count, "expire") : PyLong_FromLong(count);
 }
 
 static PyObject *cache_fileno(PyObject *self, PyObject *unused) {
     (void)unused;
     int fd = usermm_cache_fileno(cache_of(self)->core);
-    return fd < 0 ? um_raise(cache_of(self)->state, fd, "fileno", NULL) : PyLong_FromLong(fd);
+    return fd < 0 ? raise_for(cache_of(self), fd, "fileno") : PyLong_FromLong(fd);
 }
 
 static PyObject *cache_close(PyObject *self, PyObject *unused) {
@@ -322,7 +331,7 @@ static PyObject *overlapping(PyObject *self, PyObject *const *args, Py_ssize_t c
         return NULL;
     int result = usermm_cache_refresh(cache->core);
     if (result)
-        return um_raise(cache->state, result, "overlapping", NULL);
+        return raise_for(cache, result, "overlapping");
     struct rows rows = {0};
     usermm_cache_visit(cache->core, address, length, copy_row, &rows);
     rows.room = rows.count;
@@ -436,7 +445,11 @@ static void finalize(PyObject *self) {
 }
 
 static int clear(PyObject *self) {
-    um_askers_clear(&cache_of(self)->askers);
+    struct um_python_cache *cache = cache_of(self);
+    PyTypeObject *type = cache->buffer_type;
+    cache->buffer_type = NULL;
+    um_askers_clear(&cache->askers);
+    Py_XDECREF((PyObject *)type);
     return 0;
 }
 
@@ -455,11 +468,10 @@ static void dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     struct um_python_cache *cache = cache_of(self);
     PyObject_GC_UnTrack(self);
-    um_askers_clear(&cache->askers); /* before the core: they have callbacks into it */
+    clear(self); /* before the core: the weak references have callbacks into it */
     int stranded = usermm_cache_close(cache->core);
     if (stranded)
         warn_of_stranded(self, stranded);
-    Py_XDECREF((PyObject *)cache->buffer_type);
     Py_XDECREF(cache->register_call);
     Py_XDECREF(cache->deregister_call);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);

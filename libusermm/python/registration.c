@@ -109,11 +109,13 @@ static PyObject *describe(PyObject *object) {
     struct registration *self = (struct registration *)object;
     if (!self->cache)
         return PyUnicode_FromString("<usermm.Registration, released>");
-    PyObject *handle = (PyObject *)(uintptr_t)self->registered->handle;
+    PyObject *handle = Py_NewRef((PyObject *)(uintptr_t)self->registered->handle); /* its repr may release us */
     char range[64];
     PyOS_snprintf(range, sizeof range, "%llu bytes at 0x%llx", (unsigned long long)self->registered->length,
                   (unsigned long long)self->registered->address);
-    return PyUnicode_FromFormat("<usermm.Registration of %s, handle %R>", range, handle);
+    PyObject *text = PyUnicode_FromFormat("<usermm.Registration of %s, handle %R>", range, handle);
+    Py_DECREF(handle);
+    return text;
 }
 
 static PyMethodDef methods[] = {

@@ -11,6 +11,10 @@ done
 for noise in 0 4; do
     "$build/stress_address_reuse" "$trials" "$noise"
 done
+for threads in 4 16; do
+    "$build/stress_cache" "$((trials / 5))" "$threads"
+done
+"$build/stress_cache_union" "$((trials / 5))"
 must_fail() {
     echo "# without its protection, $1 has to fail:"
     if "$@"; then
@@ -20,3 +24,6 @@ must_fail() {
 }
 must_fail "$build/without_in_flight/stress_own_thread" "$unprotected" 4
 must_fail "$build/without_probe/stress_address_reuse" "$unprotected" 0
+for protection in probe in_flight recheck; do
+    must_fail "$build/without_$protection/stress_cache" "$unprotected" 4
+done

@@ -14,7 +14,7 @@
 
 #define PROBES 1000 /* that the asker waits for the owner's call, at most */
 
-enum { PREPARED, ARMED, DISCARDING, ANSWERED }; /* of one trial */
+enum { PREPARED, ARMED, DISCARDING, ANSWERED, CHECKED }; /* of one trial */
 
 static usermm_cache *cache;
 static char *a, *b;
@@ -28,8 +28,9 @@ static void must(bool condition, const char *what) {
     }
 }
 
+/* At least this one: the other thread may be further. */
 static void await(int wanted) {
-    for (unsigned attempt = 1; atomic_load(&step) != wanted; attempt++)
+    for (unsigned attempt = 1; atomic_load(&step) < wanted; attempt++)
         if (attempt % 1024 == 0)
             sched_yield();
 }
@@ -62,7 +63,9 @@ static void *own(void *trials) {
         must(madvise(b, PAGE, MADV_DONTNEED) == 0, "madvise");
         await(ANSWERED);
         stale += look(b);
-        atomic_store(&step, PREPARED);
+        atomic_store(&step, CHECKED);
+        while (atomic_load(&step) == CHECKED)
+            sched_yield();
     }
     return NULL;
 }
@@ -85,7 +88,8 @@ static void run(long trials, enum usermm_overlap overlap, const char *name) {
         if (atomic_compare_exchange_strong(&step, &armed, DISCARDING))
             sched_yield();
         atomic_store(&step, ANSWERED);
-        await(PREPARED);
+        await(CHECKED);
+        atomic_store(&step, PREPARED);
     }
     pthread_join(owner, NULL);
     usermm_cache_close(cache);
