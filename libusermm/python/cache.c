@@ -1,187 +1,9 @@
 /* usermm._core.Cache: a usermm_cache whose lock is the interpreter's. Its methods are documented in _core.pyi. */
-#include "owner.h"
+#include "cache.h"
 
 #include <errno.h>
 #include <stddef.h>
 #include <structmember.h>
-
-#define WAIT_SLICE_MS 50 /* how long a signal handler may have to wait */
-
-enum probe { PROBE_NEW_OBJECTS, PROBE_ALWAYS, PROBE_NEVER };
-
-static struct um_python_cache *cache_of(PyObject *self) {
-    return (struct um_python_cache *)self;
-}
-
-/* Asking a type whether it has the protocol is a tenth of a hit, and most callers pass the same type each time. */
-static int has_buffer(struct um_python_cache *cache, PyObject *object) {
-    if (Py_TYPE(object) == cache->buffer_type)
-        return 1;
-    if (!PyObject_CheckBuffer(object))
-        return 0;
-    PyTypeObject *before = cache->buffer_type;
-    cache->buffer_type = (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(object));
-    Py_XDECREF((PyObject *)before);
-    return 1;
-}
-
-/* Where the bytes are. `view` keeps them there until it is released; without the protocol the object alone does. */
-static int take_buffer(struct um_python_cache *cache, PyObject *object, Py_buffer *view, uint64_t *ret_address,
-                       uint64_t *ret_length) {
-    view->obj = NULL;
-    if (!has_buffer(cache, object))
-        return um_buffer_range(cache->state, object, ret_address, ret_length);
-    if (PyObject_GetBuffer(object, view, cache->buffer_flags))
-        return um_raise_from_pending(cache->state->argument_error,
-                                     cache->buffer_flags & PyBUF_WRITABLE
-                                         ? "buffer: pass a live, contiguous, writable one, since the device may write"
-                                         : "buffer: pass a live, contiguous one");
-    *ret_address = (uint64_t)(uintptr_t)view->buf;
-    *ret_length = (uint64_t)view->len;
-    if (view->len)
-        return 0;
-    PyBuffer_Release(view);
-    PyErr_SetString(cache->state->argument_error, "buffer: it is empty, so there is no memory to register");
-    return -1;
-}
-
-static void release_buffer(Py_buffer *view) {
-    if (view->obj)
-        PyBuffer_Release(view);
-}
-
-__attribute__((noinline, cold)) static int raise_usage(const struct um_python_cache *cache) {
-    PyErr_SetString(cache->state->argument_type_error, "get takes one buffer, and probe=None, True or False");
-    return -1;
-}
-
-static int parse_get(const struct um_python_cache *cache, PyObject *const *args, Py_ssize_t count, PyObject *names,
-                     enum probe *ret_probe) {
-    *ret_probe = PROBE_NEW_OBJECTS;
-    if (count == 1 && !names)
-        return 0;
-    if (count != 1 || PyTuple_Size(names) != 1 ||
-        PyUnicode_Compare(PyTuple_GetItem(names, 0), cache->state->probe_name) != 0)
-        return raise_usage(cache);
-    if (args[1] == Py_None)
-        return 0;
-    int truth = PyObject_IsTrue(args[1]);
-    *ret_probe = truth ? PROBE_ALWAYS : PROBE_NEVER;
-    return truth < 0 ? -1 : 0;
-}
-
-/* After it, what is found at this address is what is mapped there now: see docs/decisions/0008-same-object-no-probe.md.
- */
-static int wait_for_quiet(struct um_python_cache *cache, uint64_t address, uint64_t length) {
-#ifdef USERMM_WITHOUT_PROBE
-    (void)cache, (void)address, (void)length;
-    return 0;
-#else
-    int busy = usermm_cache_probe(cache->core, USERMM_PROBE_TRY);
-    if (busy == -EAGAIN) {
-        Py_BEGIN_ALLOW_THREADS
-        busy = usermm_cache_probe(cache->core, USERMM_PROBE_WAIT);
-        Py_END_ALLOW_THREADS
-    }
-    return busy == 1 ? usermm_cache_evict(cache->core, address, length) : busy;
-#endif
-}
-
-/* The registrar's own exception, or what Python makes of `result`: an exception, or flags to try again with. */
-static int explain_failure(PyObject *self, int result, uint64_t address, uint64_t length, unsigned *ret_flags) {
-    if (PyErr_Occurred())
-        return -1;
-    PyObject *flags =
-        PyObject_CallMethod(self, "_failed", "iKK", -result, (unsigned long long)address, (unsigned long long)length);
-    if (!flags)
-        return -1;
-    *ret_flags = (unsigned)PyLong_AsUnsignedLong(flags);
-    Py_DECREF(flags);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-static int wait_for_other_thread(struct um_python_cache *cache, uint32_t made) {
-    int done = 0, interrupted = 0;
-    while (!done && !interrupted) {
-        Py_BEGIN_ALLOW_THREADS
-        done = usermm_cache_wait(cache->core, made, WAIT_SLICE_MS);
-        Py_END_ALLOW_THREADS
-        interrupted = PyErr_CheckSignals();
-    }
-    return interrupted;
-}
-
-static struct usermm_registration *get_or_make(PyObject *self, uint64_t address, uint64_t length) {
-    struct um_python_cache *cache = cache_of(self);
-    struct usermm_registration *registered = NULL;
-    unsigned flags = cache->watch_flags;
-    for (;;) {
-        uint32_t made = usermm_cache_made(cache->core);
-        int result = usermm_cache_get(cache->core, address, length, USERMM_PROBE_NONE, flags, &registered);
-        if (result == 0 || result == -EINPROGRESS)
-            PyErr_Clear(); /* a device that had no room, before somebody else registered the same */
-        if (result == 0)
-            return registered;
-        if (result == -EINPROGRESS ? wait_for_other_thread(cache, made)
-                                   : explain_failure(self, result, address, length, &flags))
-            return NULL;
-    }
-}
-
-static int begin_upkeep(PyObject *self) {
-    cache_of(self)->upkeep_due = 0;
-    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0)
-        return 0; /* a thread would keep a subinterpreter from ending */
-    PyObject *done = PyObject_CallMethod(self, "_begin_upkeep", NULL);
-    Py_XDECREF(done);
-    return done ? 0 : -1;
-}
-
-__attribute__((noinline, cold)) static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address,
-                                                            uint64_t length, enum probe probe) {
-    struct um_python_cache *cache = cache_of(self);
-    unsigned unused;
-    if (probe != PROBE_NEVER) {
-        int result = wait_for_quiet(cache, address, length);
-        if (result < 0) {
-            explain_failure(self, result, address, length, &unused);
-            return NULL;
-        }
-    }
-    struct usermm_registration *registered = get_or_make(self, address, length);
-    if (!registered)
-        return NULL;
-    if (cache->upkeep_due && begin_upkeep(self)) {
-        usermm_cache_release(cache->core, registered);
-        return NULL;
-    }
-    if (probe != PROBE_NEVER) {
-        PyObject *owner = um_owner_new(cache, object, registered);
-        um_askers_remember(&cache->askers, object, address, length, registered, owner);
-        Py_XDECREF(owner);
-    }
-    return um_registration_new(cache, registered);
-}
-
-__attribute__((flatten)) static PyObject *get(PyObject *self, PyObject *const *args, Py_ssize_t count,
-                                              PyObject *names) {
-    struct um_python_cache *cache = cache_of(self);
-    uint64_t address, length;
-    enum probe probe;
-    Py_buffer view;
-    if (parse_get(cache, args, count, names, &probe))
-        return NULL;
-    um_askers_prefetch(&cache->askers, args[0]);
-    if (take_buffer(cache, args[0], &view, &address, &length))
-        return NULL;
-    struct um_asker *asker =
-        probe == PROBE_NEW_OBJECTS ? um_askers_find(&cache->askers, args[0], address, length) : NULL;
-    PyObject *registration = asker && usermm_cache_again(cache->core, asker->registration, asker->serial)
-                                 ? um_registration_new(cache, asker->registration)
-                                 : get_slowly(self, args[0], address, length, probe);
-    release_buffer(&view);
-    return registration;
-}
 
 static PyObject *raise_for(const struct um_python_cache *cache, int result, const char *call) {
     const char *reason = NULL;
@@ -193,7 +15,7 @@ static PyObject *raise_for(const struct um_python_cache *cache, int result, cons
 }
 
 static PyObject *evict(PyObject *self, PyObject *object) {
-    struct um_python_cache *cache = cache_of(self);
+    struct um_python_cache *cache = um_cache_of(self);
     uint64_t address, length;
     if (um_buffer_range(cache->state, object, &address, &length))
         return NULL;
@@ -204,9 +26,9 @@ static PyObject *evict(PyObject *self, PyObject *object) {
 
 static PyObject *clear_all(PyObject *self, PyObject *unused) {
     (void)unused;
-    int count = usermm_cache_evict(cache_of(self)->core, 0, 0);
-    um_askers_clear(&cache_of(self)->askers);
-    return count < 0 ? raise_for(cache_of(self), count, "clear") : PyLong_FromLong(count);
+    int count = usermm_cache_evict(um_cache_of(self)->core, 0, 0);
+    um_askers_clear(&um_cache_of(self)->askers);
+    return count < 0 ? raise_for(um_cache_of(self), count, "clear") : PyLong_FromLong(count);
 }
 
 static void touch(const struct um_asker *asker, void *context) {
@@ -215,7 +37,7 @@ static void touch(const struct um_asker *asker, void *context) {
 
 /* expire(ages) -> how many */
 static PyObject *expire(PyObject *self, PyObject *ages) {
-    struct um_python_cache *cache = cache_of(self);
+    struct um_python_cache *cache = um_cache_of(self);
     uint64_t number;
     if (um_to_u64(cache->state, ages, "ages", &number))
         return NULL;
@@ -226,14 +48,14 @@ static PyObject *expire(PyObject *self, PyObject *ages) {
 
 static PyObject *cache_fileno(PyObject *self, PyObject *unused) {
     (void)unused;
-    int fd = usermm_cache_fileno(cache_of(self)->core);
-    return fd < 0 ? raise_for(cache_of(self), fd, "fileno") : PyLong_FromLong(fd);
+    int fd = usermm_cache_fileno(um_cache_of(self)->core);
+    return fd < 0 ? raise_for(um_cache_of(self), fd, "fileno") : PyLong_FromLong(fd);
 }
 
 static PyObject *cache_close(PyObject *self, PyObject *unused) {
     (void)unused;
-    usermm_cache_shutdown(cache_of(self)->core);
-    um_askers_clear(&cache_of(self)->askers);
+    usermm_cache_shutdown(um_cache_of(self)->core);
+    um_askers_clear(&um_cache_of(self)->askers);
     Py_RETURN_NONE;
 }
 
@@ -247,8 +69,8 @@ static int set_number(PyObject *dictionary, const char *name, uint64_t value) {
 static PyObject *counts(PyObject *self, PyObject *unused) {
     struct usermm_cache_counts now;
     (void)unused;
-    usermm_cache_refresh(cache_of(self)->core); /* closed or failed: then what there was is counted */
-    usermm_cache_count(cache_of(self)->core, &now);
+    usermm_cache_refresh(um_cache_of(self)->core); /* closed or failed: then what there was is counted */
+    usermm_cache_count(um_cache_of(self)->core, &now);
     const struct {
         const char *name;
         uint64_t value;
@@ -321,7 +143,7 @@ static PyObject *list_of(struct rows *rows) {
 
 /* overlapping(address, length) -> [(address, length, holders, handle)]; length 0: all */
 static PyObject *overlapping(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    struct um_python_cache *cache = cache_of(self);
+    struct um_python_cache *cache = um_cache_of(self);
     uint64_t address, length;
     if (count != 2) {
         PyErr_SetString(cache->state->argument_type_error, "overlapping takes an address and a length");
@@ -347,62 +169,13 @@ static PyObject *overlapping(PyObject *self, PyObject *const *args, Py_ssize_t c
 
 /* remembers(buffer) -> whether this very object would be answered without a probe */
 static PyObject *remembers(PyObject *self, PyObject *object) {
-    struct um_python_cache *cache = cache_of(self);
+    struct um_python_cache *cache = um_cache_of(self);
     uint64_t address, length;
     if (um_buffer_range(cache->state, object, &address, &length))
         return NULL;
     struct um_asker *asker = um_askers_find(&cache->askers, object, address, length);
     return PyBool_FromLong(asker && asker->registration->serial == asker->serial &&
                            usermm_cache_valid(cache->core, asker->registration));
-}
-
-/* memory_of(buffer) -> (address, length), with the demands that get has */
-static PyObject *memory_of(PyObject *self, PyObject *object) {
-    uint64_t address, length;
-    Py_buffer view;
-    if (take_buffer(cache_of(self), object, &view, &address, &length))
-        return NULL;
-    release_buffer(&view);
-    return Py_BuildValue("KK", (unsigned long long)address, (unsigned long long)length);
-}
-
-/* The registrar, called by the core, which holds nothing. */
-
-static int is_no_resources(const struct module_state *state) {
-    return PyErr_ExceptionMatches(state->limit_error) || PyErr_ExceptionMatches(PyExc_MemoryError);
-}
-
-static int register_memory(void *context, uint64_t address, uint64_t length, uint64_t *ret_handle) {
-    const struct um_python_cache *cache = context;
-    PyErr_Clear(); /* of the attempt before, when there was no room */
-    PyObject *first = PyLong_FromUnsignedLongLong(address), *second = PyLong_FromUnsignedLongLong(length);
-    PyObject *handle = first && second ? PyObject_CallFunctionObjArgs(cache->register_call, first, second, NULL) : NULL;
-    Py_XDECREF(first);
-    Py_XDECREF(second);
-    *ret_handle = (uint64_t)(uintptr_t)handle;
-    if (handle)
-        return 0;
-    if (is_no_resources(cache->state))
-        return -ENOSPC;
-    return PyErr_ExceptionMatches(PyExc_Exception) ? -ECANCELED : -EINTR; /* Ctrl-C: no second try of any kind */
-}
-
-/* Runs in deallocators too, maybe with an exception on its way. What a registrar raises here is logged by Python. */
-static void deregister_memory(void *context, uint64_t number) {
-    const struct um_python_cache *cache = context;
-    PyObject *handle = (PyObject *)(uintptr_t)number, *kind, *value, *traceback;
-    PyErr_Fetch(&kind, &value, &traceback);
-    PyObject *done = PyObject_CallFunctionObjArgs(cache->deregister_call, handle, NULL);
-    if (!done)
-        PyErr_WriteUnraisable(cache->deregister_call);
-    Py_XDECREF(done);
-    Py_DECREF(handle);
-    PyErr_Restore(kind, value, traceback);
-}
-
-static void forget_memory(void *context, uint64_t number) {
-    (void)context;
-    Py_DECREF((PyObject *)(uintptr_t)number);
 }
 
 /* The object's own life. */
@@ -426,7 +199,7 @@ static void visit_registration(const struct usermm_registration *registered, uin
 }
 
 static int traverse(PyObject *self, visitproc visit, void *arg) {
-    struct um_python_cache *cache = cache_of(self);
+    struct um_python_cache *cache = um_cache_of(self);
     struct visit handles = {visit, arg, 0};
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(cache->register_call);
@@ -440,12 +213,12 @@ static int traverse(PyObject *self, visitproc visit, void *arg) {
 static void finalize(PyObject *self) {
     PyObject *kind, *value, *traceback;
     PyErr_Fetch(&kind, &value, &traceback);
-    usermm_cache_shutdown(cache_of(self)->core);
+    usermm_cache_shutdown(um_cache_of(self)->core);
     PyErr_Restore(kind, value, traceback);
 }
 
 static int clear(PyObject *self) {
-    struct um_python_cache *cache = cache_of(self);
+    struct um_python_cache *cache = um_cache_of(self);
     PyTypeObject *type = cache->buffer_type;
     cache->buffer_type = NULL;
     um_askers_clear(&cache->askers);
@@ -466,7 +239,7 @@ static void warn_of_stranded(PyObject *self, int count) {
 
 static void dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
-    struct um_python_cache *cache = cache_of(self);
+    struct um_python_cache *cache = um_cache_of(self);
     PyObject_GC_UnTrack(self);
     clear(self); /* before the core: the weak references have callbacks into it */
     int stranded = usermm_cache_close(cache->core);
@@ -483,7 +256,7 @@ static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *keywords[] = {"register",    "deregister",  "overlap", "merge_adjacent", "one_thread",
                                "granularity", "max_length",  "writes",  "max_bytes",      "max_count",
                                "uncached",    "watch_flags", NULL};
-    struct usermm_registrar registrar = {register_memory, deregister_memory, forget_memory, .granularity = 1};
+    struct usermm_registrar registrar = um_python_registrar;
     struct usermm_cache_options options = {.flags = USERMM_CACHE_SERIALIZED};
     PyObject *register_call, *deregister_call;
     unsigned overlap, watch_flags;
@@ -522,7 +295,7 @@ static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
 
 #define FAST(function) (PyCFunction)(void (*)(void)) function
 static PyMethodDef methods[] = {
-    {"get", FAST(get), METH_FASTCALL | METH_KEYWORDS,
+    {"get", FAST(um_cache_get), METH_FASTCALL | METH_KEYWORDS,
      "get($self, buffer, /, *, probe=None)\n--\n\nA registration of this memory: a remembered one, or a new one."},
     {"evict", evict, METH_O,
      "evict($self, buffer, /)\n--\n\nTakes out what overlaps this memory; says how many that were."},
@@ -533,7 +306,7 @@ static PyMethodDef methods[] = {
      "overlapping($self, address, length, /)\n--\n\nRows of address, length, holders, handle; length 0: all."},
     {"remembers", remembers, METH_O,
      "remembers($self, buffer, /)\n--\n\nWhether this very object would be answered without a probe."},
-    {"memory_of", memory_of, METH_O,
+    {"memory_of", um_cache_memory_of, METH_O,
      "memory_of($self, buffer, /)\n--\n\nAddress and length of a buffer that get would take."},
     {"counts", counts, METH_NOARGS, "counts($self, /)\n--\n\nSee usermm.Statistics."},
     {"fileno", cache_fileno, METH_NOARGS,

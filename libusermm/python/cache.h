@@ -18,6 +18,17 @@ struct um_python_cache {
     struct module_state *state;                /* alive as long as the type, which keeps its module */
 };
 
+static inline struct um_python_cache *um_cache_of(PyObject *self) {
+    return (struct um_python_cache *)self;
+}
+
+/* Methods of cache_get.c. */
+PyObject *um_cache_get(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
+PyObject *um_cache_memory_of(PyObject *self, PyObject *object);
+
+/* Calls the registrar's methods; without its context and traits. */
+extern const struct usermm_registrar um_python_registrar;
+
 /* A new holder, whose hold the caller has taken. NULL with an exception, and the hold is given up. */
 PyObject *um_registration_new(struct um_python_cache *cache, struct usermm_registration *registered);
 

@@ -164,6 +164,24 @@ void um_cache_collect_stranded(usermm_cache *cache, struct um_entry **doomed);
 int um_cache_adopt(usermm_cache *cache, struct um_entry **doomed);
 void um_cache_disown(usermm_cache *cache, struct um_entry **doomed);
 
+/* What a pass under the lock ends with, beside 0 (there is an entry) and errors. */
+enum { UM_BURY_FIRST = 1, UM_WAIT_FIRST };
+
+struct um_request {
+    uint64_t address, length;
+    uint64_t start, end; /* to be registered: rounded, and grown where the registrar merges */
+    unsigned watch_flags;
+    uint64_t merged_start, merged_end;
+    bool merged, alone; /* it has grown; it must not, since a union was refused */
+    uint64_t notified;  /* the monitor's notifications before the pass in which it grew */
+    uint32_t made;      /* when the pass began */
+    struct um_entry *entry, *doomed;
+};
+
+/* cache_plan.c: one pass: an entry that is there, or a new one to be completed, or what has to happen first. With the
+ * lock held. */
+int um_cache_plan(usermm_cache *cache, struct um_request *request);
+
 /* cache_make.c: the slow half of get. Without the lock; the entry is held for the caller. */
 int um_cache_make(usermm_cache *cache, uint64_t address, uint64_t length, unsigned watch_flags,
                   struct um_entry **ret_entry);
