@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import check, generation, machine, munmap, notifications, register, report
+from benchmarks import cache, check, generation, machine, munmap, notifications, rcache, register
 from benchmarks.calls import Calls
-from benchmarks.harness import FULL, QUICK, Effort, Result
 from benchmarks.programs import BenchmarkError, Programs
 from usermm import UsermmError
+from usermm.measurement.harness import FULL, QUICK, Effort, Result
+from usermm.reporters import bench as report
 
-NAMES = ("generation", "check", "munmap", "register", "notifications")
+NAMES = ("generation", "check", "munmap", "register", "notifications", "rcache", "cache")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +64,8 @@ def _benchmarks(programs: Programs) -> dict[str, Callable[[Effort], Result]]:
         "munmap": lambda effort: munmap.run(programs, effort),
         "register": lambda effort: register.run(programs, effort),
         "notifications": lambda effort: notifications.run(programs, effort),
+        "rcache": lambda effort: rcache.run(programs, effort),
+        "cache": lambda effort: cache.run(Calls(programs), effort),
     }
 
 

@@ -6,8 +6,8 @@ import mmap
 
 from benchmarks.calls import Calls
 from benchmarks.devices import ABOVE_SMALL_INTEGERS, PAGE_BYTES, advance
-from benchmarks.harness import Effort, Figure, Result, differences, figures, interleave, ratios, statement
 from usermm import Ummunotify, _core
+from usermm.measurement.harness import Effort, Figure, Result, differences, figures, interleave, ratios, statement
 
 LOOP = "pass"
 EMPTY = "core.empty(seen, no)"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from benchmarks.calls import Calls
 from benchmarks.devices import ABOVE_SMALL_INTEGERS, advance
-from benchmarks.harness import Effort, Figure, Result, differences, figures, interleave, ratios, statement
 from usermm import Ummunotify, _core
+from usermm.measurement.harness import Effort, Figure, Result, differences, figures, interleave, ratios, statement
 
 LOOP = "pass"
 GENERATION = "device.generation"

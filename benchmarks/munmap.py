@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from benchmarks.harness import Effort, Figure, Result, column, interleave, ratios
 from benchmarks.programs import Programs, Worker
+from usermm.measurement.harness import Effort, Figure, Result, column, interleave, ratios
 
 MODES = ("alone", "sleeper", "unwatched", "bare", "usermm")
 BAR = 1.3

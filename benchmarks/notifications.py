@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from typing import Final
 
 from benchmarks.devices import PAGE_BYTES, address_of
-from benchmarks.harness import Effort, Figure, Result, column, interleave, ratios
 from benchmarks.programs import Programs, Worker
 from usermm import Invalidation, Ummunotify
+from usermm.measurement.harness import Effort, Figure, Result, column, interleave, ratios
 
 THREADS = (1, 4)
 EVENTS_PER_READ: Final = 128

@@ -13,7 +13,9 @@ from typing import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = Path(__file__).resolve().parent / "c"
-PROGRAMS = ("munmap", "register", "notifications")
+PROGRAMS = ("munmap", "register", "notifications", "rcache")
+PARTS = ("bare", "ucx_rcache")
+"""Linked to each of them."""
 COMPILER = "gcc"
 # As setup.py builds the extension, so that the library is the one that Python users run.
 FLAGS = ("-std=c11", "-O2", "-flto", "-fPIC", "-fno-plt", "-fvisibility=hidden", "-pthread")
@@ -31,9 +33,9 @@ class Programs:
         library = sorted((ROOT / "libusermm" / "src").glob("*.c"))
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda source: _compile("-c", source, "-o", folder / f"{source.stem}.o"), library))
-            bare = folder / "bare.o"
-            _compile("-D_GNU_SOURCE", "-c", SOURCES / "bare.c", "-o", bare)
-            objects = [*(folder / f"{source.stem}.o" for source in library), bare]
+            for part in PARTS:
+                _compile("-D_GNU_SOURCE", "-c", SOURCES / f"{part}.c", "-o", folder / f"{part}.o")
+            objects = [folder / f"{name}.o" for name in (*(source.stem for source in library), *PARTS)]
             list(pool.map(lambda name: self._link(name, objects), PROGRAMS))
             self._link("calls", objects, "-shared")
 

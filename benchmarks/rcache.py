@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.harness import Effort, Figure, Result, Rounds, column, interleave, ratios
 from benchmarks.programs import Programs, Worker
+from usermm.measurement import ucx
+from usermm.measurement.harness import Effort, Figure, Result, Rounds, column, interleave, ratios
+from usermm.measurement.misses import Memory
 
-UCX_VERSION = "1.22."
 COUNTS = (1, 1_000, 100_000)
 SEVERAL = 1_000
 THREADS = 16
-HIT, MISS, OTHER, SAME = "hit", "miss", "other", "same"
-OPERATIONS = {HIT: 200_000, MISS: 2_000, OTHER: 1_000, SAME: 1_000}
-WHAT = {HIT: "hit", MISS: "miss, new memory", OTHER: "first get after a munmap", SAME: "get of what was unmapped"}
+HIT, SEEN, OWN, PART, OTHER, SAME = "hit", "seen", "own", "part", "other", "same"
+OPERATIONS = {HIT: 200_000, SEEN: 2_000, OWN: 2_000, PART: 2_000, OTHER: 1_000, SAME: 1_000}
+AFTER = "first get after a munmap"
+WHAT = {
+    HIT: "hit",
+    SEEN: f"miss, {Memory.SEEN.value}",
+    OWN: f"miss, {Memory.OWN.value}",
+    PART: f"miss, {Memory.PART.value}",
+    OTHER: f"{AFTER}, another region",
+    SAME: f"{AFTER}, memory mapped there since",
+}
 HIT_BAR = 1.0
-BARS_US = {MISS: 3.0, OTHER: 1.2, SAME: 1.2}
+BARS_US = {SEEN: 3.0, OWN: 3.0, PART: 3.0, OTHER: 1.2, SAME: 1.2}
 OURS, UCX, WITH_LRU = "usermm", "UCX", "UCX with LRU"
 MEDIAN = -1
 """The last column, and of hit and miss the only one."""
 NOTES = (
     "get + release in C of 64 KiB regions aligned to their size, in random order; a registrar that does nothing.",
     f"{THREADS} threads: wall time from the first look-up to the last, divided by the number of all look-ups.",
-    "miss: includes watching the memory, all pages of which are in use.",
-    "first get: of a cached region, just after another was unmapped. get of what was unmapped: of memory mapped there"
-    " since, which is registered anew. Both are timed one by one, two readings of the clock included.",
+    f"Misses, first gets: while {SEVERAL:,} regions are registered.",
+    "miss: of memory that is in use; usermm has the kernel watch it. Watched before: by an earlier registration.",
+    "first get: memory mapped there since is registered anew, another region is still registered. Timed one by one,"
+    " two readings of the clock included.",
 )
 UCX_NOTES = (
     "UCX without a limit, as it is by default, keeps no order of use. with LRU: with a limit that is never reached.",
@@ -48,13 +57,15 @@ class Row(NamedTuple):
     @property
     def what(self) -> str:
         """All but the side."""
+        if self.mode != HIT:
+            return WHAT[self.mode]
         threads = f", {self.threads} threads" if self.threads > 1 else ""
         return f"{WHAT[self.mode]}, {self.regions:,} region{'s' * (self.regions > 1)}{threads}"
 
 
 def run(programs: Programs, effort: Effort) -> Result:
     """Each row is a process of its own, since a process has one monitor."""
-    library, missing = find_ucx()
+    library, missing = _library()
     rows = _rows(OURS, *((UCX, WITH_LRU) if library else ()))
     names = {OURS: "usermm", UCX: f"{library}", WITH_LRU: f"lru:{library}"}
     with ExitStack() as stack:
@@ -73,12 +84,21 @@ def run(programs: Programs, effort: Effort) -> Result:
     )
 
 
+def _library() -> tuple[Path | None, str]:
+    try:
+        return ucx.library(), ""
+    except ucx.UcxError as error:
+        return None, str(error)
+
+
 def _rows(*sides: str) -> list[Row]:
     rows = []
     for side in sides:
         rows += [Row(side, HIT, count) for count in COUNTS] + [Row(side, HIT, SEVERAL, THREADS)]
+        if side == OURS:
+            rows += [Row(side, mode, SEVERAL) for mode in (SEEN, OWN)]
         if side != WITH_LRU:
-            rows += [Row(side, mode, SEVERAL) for mode in (MISS, OTHER, SAME)]
+            rows += [Row(side, mode, SEVERAL) for mode in (PART, OTHER, SAME)]
     return rows
 
 
@@ -101,15 +121,3 @@ def _compared(times_ns: Mapping[Row, Rounds]) -> list[Figure]:
         for row, rounds in times_ns.items()
         if row.side != OURS
     ]
-
-
-def find_ucx() -> tuple[Path | None, str]:
-    """The path of libucs.so, or why there is none in one line."""
-    advice = f"pip install libucx-cu12=={UCX_VERSION}0"
-    try:
-        package = importlib.import_module("libucx")
-    except ImportError:
-        return None, f"UCX is not installed, so its rows are missing: {advice}"
-    if not package.__version__.startswith(UCX_VERSION):
-        return None, f"UCX {package.__version__} is installed, whose cache is another: {advice}"
-    return Path(str(package.__file__)).with_name("lib") / "libucs.so", ""

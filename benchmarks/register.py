@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from benchmarks.harness import Effort, Figure, Result, Rounds, column, interleave, ratios
 from benchmarks.programs import Programs, Worker
+from usermm.measurement.harness import Effort, Figure, Result, Rounds, column, interleave, ratios
 
 COUNTS = (1, 1_000, 100_000)
 KINDS = ("new page", "new page, untouched", "page watched before")

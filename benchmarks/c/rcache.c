@@ -4,7 +4,9 @@
  * that is never reached: UCX keeps its LRU list only then. A round prints, for MODE
  *
  *   hit    get + release of cached regions in random order, by THREADS threads at once: ns of wall time a pair
- *   miss   get + release of memory that was never seen before, in random order: ns a pair
+ *   part   get + release of memory that was never seen before, 250 regions of a mapping, in random order: ns a pair
+ *   own    the same of regions with a mapping each
+ *   seen   the same of those once they were evicted: the kernel watches them already
  *   other  the first get + release of a cached region after a munmap of another: mean and median in ns
  *   same   the first get + release of an unmapped region, mapped again: mean and median in ns
  */
@@ -13,6 +15,7 @@
 
 #include "bench.h"
 
+#include "rcache_memory.h"
 #include "rcache_sides.h"
 
 #define BATCH 250 /* regions of one new mapping */
@@ -30,27 +33,6 @@ static size_t random_below(size_t limit) {
     state ^= state >> 7;
     state ^= state << 17;
     return (size_t)(state % limit);
-}
-
-/*
- * Aligned, as suits UCX's radix tree best: a region that begins elsewhere takes 16 of its entries. Between two that are
- * inaccessible, so that the mapping merges with no neighbour, whose history would be part of every split's price.
- */
-static char *reserve(size_t count) {
-    size_t bytes = (count + 2) * REGION_BYTES;
-    char *mapped =
-        mmap(NULL, bytes + REGION_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    need(mapped != MAP_FAILED, "mmap");
-    size_t before = -(uintptr_t)mapped % REGION_BYTES;
-    char *first = mapped + before, *last = first + bytes - REGION_BYTES;
-    need(before == 0 || munmap(mapped, before) == 0, "munmap");
-    need(munmap(last + REGION_BYTES, REGION_BYTES - before) == 0, "munmap");
-    need(mprotect(first, REGION_BYTES, PROT_NONE) == 0 && mprotect(last, REGION_BYTES, PROT_NONE) == 0, "mprotect");
-    return first + REGION_BYTES;
-}
-
-static void discard(char *memory, size_t count) {
-    need(munmap(memory - REGION_BYTES, (count + 2) * REGION_BYTES) == 0, "munmap");
 }
 
 static uint32_t *random_order(void) {
@@ -127,27 +109,37 @@ static uint64_t once_ns(enum side side, char *start) {
     return batch_ns(side, &start, 1);
 }
 
+static void shuffle(char **starts, char *memory, size_t count, size_t pitch) {
+    for (size_t i = 0; i < count; i++) {
+        size_t j = random_below(i + 1);
+        starts[i] = starts[j];
+        starts[j] = memory + i * pitch;
+    }
+}
+
 /* Between the batches all is forgotten, and one more miss makes UCX free what it put aside until then. */
-static double miss_ns(enum side side, size_t count) {
+static double miss_ns(enum side side, const char *kind, size_t count) {
     static char *spare, *starts[BATCH];
+    size_t pitch = strcmp(kind, "part") == 0 ? REGION_BYTES : 2 * REGION_BYTES, batch;
     double sum_ns = 0;
-    size_t batch;
-    spare = spare ? spare : reserve(1);
+    spare = spare ? spare : reserve(REGION_BYTES);
     for (size_t left = count; left; left -= batch) {
         batch = left < BATCH ? left : BATCH;
-        char *memory = reserve(batch);
-        for (size_t offset = 0; offset < batch * REGION_BYTES; offset += PAGE_BYTES)
-            *(volatile char *)(memory + offset) = 1;
-        for (size_t i = 0; i < batch; i++) {
-            size_t j = random_below(i + 1);
-            starts[i] = starts[j];
-            starts[j] = memory + i * REGION_BYTES;
+        size_t bytes = (batch - 1) * pitch + REGION_BYTES;
+        char *memory = reserve(bytes);
+        if (pitch > REGION_BYTES)
+            separate(memory, batch, pitch);
+        touch(memory, batch, pitch);
+        shuffle(starts, memory, batch, pitch);
+        if (strcmp(kind, "seen") == 0) {
+            batch_ns(side, starts, batch);
+            forget(side, memory, bytes);
         }
         sum_ns += (double)batch_ns(side, starts, batch);
-        forget(side, memory, batch * REGION_BYTES);
+        forget(side, memory, bytes);
         forget(side, spare, REGION_BYTES);
         once_ns(side, spare);
-        discard(memory, batch);
+        discard(memory, bytes);
     }
     return sum_ns / (double)count;
 }
@@ -182,7 +174,7 @@ static void after_unmap(enum side side, size_t count, bool same) {
 }
 
 static void fill(enum side side) {
-    base = reserve(regions);
+    base = reserve(regions * REGION_BYTES);
     for (size_t i = 0; i < regions; i++)
         once_ns(side, base + i * REGION_BYTES);
 }
@@ -198,15 +190,16 @@ static void measure(enum side side, const char *mode, size_t count, size_t threa
         double mean_ns = hit_ns(side, count, threads);
         check(side, before, 0);
         printf("%.2f\n", mean_ns);
-    } else if (strcmp(mode, "miss") == 0) {
-        double mean_ns = miss_ns(side, count);
-        check(side, before, count + (count + BATCH - 1) / BATCH); /* with those of the spare region */
-        printf("%.1f\n", mean_ns);
-    } else {
-        need(strcmp(mode, "other") == 0 || strcmp(mode, "same") == 0, "the mode's name");
+    } else if (strcmp(mode, "other") == 0 || strcmp(mode, "same") == 0) {
         after_unmap(side, count, mode[0] == 's');
         check(side, before, count);
         print_samples(samples_ns, count);
+    } else {
+        bool seen = strcmp(mode, "seen") == 0;
+        need(seen || strcmp(mode, "own") == 0 || strcmp(mode, "part") == 0, "the mode's name");
+        double mean_ns = miss_ns(side, mode, count);
+        check(side, before, count * (seen ? 2 : 1) + (count + BATCH - 1) / BATCH); /* with those of the spare region */
+        printf("%.1f\n", mean_ns);
     }
     fflush(stdout);
 }

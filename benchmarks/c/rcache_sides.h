@@ -6,10 +6,9 @@
 
 #include "bench.h"
 
+#include "rcache_memory.h"
 #include "ucx_rcache.h"
 #include "usermm_cache.h"
-
-#define REGION_BYTES 65536ul
 
 enum side { USERMM, UCX };
 

@@ -6,19 +6,22 @@
 #include "usermm_cache.h"
 
 struct um_asker {
-    PyObject *object;  /* only compared: it may be dead, and another object be there */
-    PyObject *weakref; /* owned; to `object` while that lives; NULL: the slot is empty */
+    PyObject *object;  /* only compared: it may be dead, and another object be there; NULL: never used */
+    PyObject *weakref; /* owned; to `object` while that lives; NULL: the slot is free */
     uint64_t address, length;
     struct usermm_registration *registration;
     uint64_t serial;
-    uint64_t unused[2]; /* so that a slot is one cache line */
+    /* Views that are made for one call come to the same place again and again, and a weak reference costs more than all
+     * else: a slot whose objects die without having asked twice lets some pass before it remembers one. */
+    unsigned char asked_again, patience, passed;
+    char unused[13]; /* so that a slot is one cache line */
 };
 
 struct um_askers {
     struct um_asker *slots;     /* NULL: none, and mask is 0 */
     size_t mask;                /* slots - 1 */
     unsigned shift;             /* 64 - log2(slots) */
-    size_t used;                /* slots with a weak reference, dead or not */
+    size_t used;                /* slots whose object is not NULL */
     PyTypeObject *unremembered; /* the latest type seen whose objects take no weak reference */
 };
 
@@ -38,10 +41,12 @@ static inline void um_askers_prefetch(const struct um_askers *askers, const PyOb
 
 /* The slot of this living object with this memory, or NULL. The interpreter's lock is held in all of these. */
 struct um_asker *um_askers_find(const struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length);
-/* Never fails: what cannot be remembered pays the probe again. Leaves a pending exception alone. `callback`, or NULL,
- * is called when the object dies, if it was not remembered before. */
+/*
+ * Never fails: what cannot be remembered pays the probe again. Leaves a pending exception alone. `made`: the
+ * registration was made for this object. `callback`, or NULL, is called when it dies, if it was not remembered before.
+ */
 void um_askers_remember(struct um_askers *askers, PyObject *object, uint64_t address, uint64_t length,
-                        struct usermm_registration *registration, PyObject *callback);
+                        struct usermm_registration *registration, bool made, PyObject *callback);
 /* Calls `alive` for each whose object lives or lived at the last sweep, and forgets the dead. */
 void um_askers_sweep(struct um_askers *askers, void (*alive)(const struct um_asker *asker, void *context),
                      void *context);

@@ -131,8 +131,8 @@ static int begin_upkeep(PyObject *self) {
     return done ? 0 : -1;
 }
 
-__attribute__((noinline, cold)) static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address,
-                                                            uint64_t length, enum probe probe) {
+__attribute__((noinline, flatten)) static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address,
+                                                      uint64_t length, enum probe probe) {
     struct um_python_cache *cache = um_cache_of(self);
     unsigned unused;
     if (probe != PROBE_NEVER) {
@@ -150,11 +150,28 @@ __attribute__((noinline, cold)) static PyObject *get_slowly(PyObject *self, PyOb
         return NULL;
     }
     if (probe != PROBE_NEVER) {
-        PyObject *owner = um_owner_new(cache, object, registered);
-        um_askers_remember(&cache->askers, object, address, length, registered, owner);
+        bool is_new = registered->serial > cache->newest; /* an object that finds one is seldom its owner */
+        PyObject *owner = is_new ? um_owner_new(cache, object, registered) : NULL;
+        cache->newest = is_new ? registered->serial : cache->newest;
+        um_askers_remember(&cache->askers, object, address, length, registered, is_new, owner);
         Py_XDECREF(owner);
     }
     return um_registration_new(cache, registered);
+}
+
+static struct usermm_registration *again(struct um_python_cache *cache, const struct um_asker *asker) {
+    struct usermm_registration *registered = asker->registration;
+    return usermm_cache_again(cache->core, registered, asker->serial) ? registered : NULL;
+}
+
+/* Something else went, most often. The same object needs no probe here either; what is deregistered meanwhile may
+ * change the table. */
+__attribute__((noinline)) static struct usermm_registration *
+again_after_refresh(struct um_python_cache *cache, PyObject *object, uint64_t address, uint64_t length) {
+    if (usermm_cache_refresh(cache->core))
+        return NULL;
+    const struct um_asker *asker = um_askers_find(&cache->askers, object, address, length);
+    return asker ? again(cache, asker) : NULL;
 }
 
 __attribute__((flatten)) PyObject *um_cache_get(PyObject *self, PyObject *const *args, Py_ssize_t count,
@@ -170,9 +187,11 @@ __attribute__((flatten)) PyObject *um_cache_get(PyObject *self, PyObject *const 
         return NULL;
     struct um_asker *asker =
         probe == PROBE_NEW_OBJECTS ? um_askers_find(&cache->askers, args[0], address, length) : NULL;
-    PyObject *registration = asker && usermm_cache_again(cache->core, asker->registration, asker->serial)
-                                 ? um_registration_new(cache, asker->registration)
-                                 : get_slowly(self, args[0], address, length, probe);
+    struct usermm_registration *registered = asker ? again(cache, asker) : NULL;
+    if (!registered && asker)
+        registered = again_after_refresh(cache, args[0], address, length);
+    PyObject *registration =
+        registered ? um_registration_new(cache, registered) : get_slowly(self, args[0], address, length, probe);
     release_buffer(&view);
     return registration;
 }

@@ -72,14 +72,13 @@ static int fill(PyObject *module) {
     Py_DECREF(errors);
     PyObject *device = add_type(module, &um_device_spec, "Device");
     Py_XDECREF(device);
-    PyObject *cache = add_type(module, &um_cache_spec, "Cache");
-    Py_XDECREF(cache);
+    state->cache_type = add_type(module, &um_cache_spec, "Cache");
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && cache && state->limit_error && state->registration_type && state->owner_type && state->mmap_type &&
-                   state->device_error && state->cookie_error && state->argument_error && state->argument_type_error &&
-                   state->page_type && state->probe_name
+    return device && state->cache_type && state->limit_error && state->registration_type && state->owner_type &&
+                   state->mmap_type && state->device_error && state->cookie_error && state->argument_error &&
+                   state->argument_type_error && state->page_type && state->probe_name
                ? 0
                : -1;
 }
@@ -95,6 +94,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->limit_error);
     Py_VISIT(state->registration_type);
     Py_VISIT(state->owner_type);
+    Py_VISIT(state->cache_type);
     Py_VISIT(state->mmap_type);
     return 0;
 }
@@ -112,6 +112,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->limit_error);
     Py_CLEAR(state->registration_type);
     Py_CLEAR(state->owner_type);
+    Py_CLEAR(state->cache_type);
     Py_CLEAR(state->mmap_type);
     return 0;
 }

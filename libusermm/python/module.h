@@ -18,7 +18,7 @@ struct module_state {
     PyObject *page_type;
     PyObject *probe_name;  /* "probe", interned */
     PyObject *limit_error; /* usermm.errors.LimitError */
-    PyObject *registration_type, *owner_type;
+    PyObject *cache_type, *registration_type, *owner_type;
     PyObject *mmap_type;         /* mmap.mmap */
     PyObject *spares[UM_SPARES]; /* memory of registrations that nobody has any more */
     int spare_count;

@@ -162,12 +162,18 @@ bool usermm_cache_again(usermm_cache *cache, struct usermm_registration *registr
     return false;
 }
 
+static void give_up(usermm_cache *cache, struct um_entry *entry) {
+    struct um_entry *doomed = NULL;
+    um_cache_lock(cache);
+    um_cache_doom(cache, entry, &doomed);
+    um_cache_unlock(cache);
+    um_cache_bury(cache, doomed);
+}
+
 void usermm_cache_release(usermm_cache *cache, struct usermm_registration *registration) {
     struct um_entry *entry = um_entry_of(registration);
-    if (!um_entry_let_go(cache, entry))
-        return;
-    entry->next = NULL;
-    um_cache_bury(cache, entry);
+    if (um_entry_let_go(cache, entry))
+        give_up(cache, entry);
 }
 
 int usermm_cache_refresh(usermm_cache *cache) {

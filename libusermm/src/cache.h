@@ -153,7 +153,9 @@ int um_cache_expire_before(usermm_cache *cache, uint32_t limit, struct um_entry 
 uint32_t um_cache_tick(usermm_cache *cache);
 /* Applies what the device has seen. 0 or why the cache cannot be used. */
 int um_cache_refresh(usermm_cache *cache, struct um_entry **doomed);
-/* Deregisters, or leaves it to the owner. Without the lock. */
+/* Puts a dead entry that nobody holds onto the list, or leaves it to the owner. */
+void um_cache_doom(usermm_cache *cache, struct um_entry *entry, struct um_entry **doomed);
+/* Deregisters them. Without the lock. */
 void um_cache_bury(usermm_cache *cache, struct um_entry *doomed);
 /* Whether this thread may call the registrar. */
 bool um_cache_is_owner(const usermm_cache *cache);

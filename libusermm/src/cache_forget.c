@@ -7,16 +7,29 @@
 
 #define REGIONS_PER_TAKE 64
 
-/* A dead one that nobody holds is buried by who made it so; it cannot be found or held again. */
+bool um_cache_is_owner(const usermm_cache *cache) {
+    return !cache->registrar.one_thread || pthread_equal(pthread_self(), cache->owner);
+}
+
+/* A dead one that nobody holds is buried by who made it so, or waits for the owner. */
+void um_cache_doom(usermm_cache *cache, struct um_entry *entry, struct um_entry **doomed) {
+    bool mine = um_cache_is_owner(cache);
+    entry->stranded = !mine;
+    entry->burying = mine;
+    entry->worker = pthread_self();
+    if (!mine)
+        return;
+    entry->next = *doomed;
+    *doomed = entry;
+}
+
 void um_cache_kill(usermm_cache *cache, struct um_entry *entry, struct um_entry **doomed) {
     um_index_remove(&cache->index, entry);
     if (entry->region.by_start.serial) /* only under the cache's lock does it change for a listed one */
         um_region_take(&entry->region);
     um_entry_set_state(cache, entry, UM_ENTRY_GONE);
-    if (um_entry_condemn(entry)) {
-        entry->next = *doomed;
-        *doomed = entry;
-    }
+    if (um_entry_condemn(entry))
+        um_cache_doom(cache, entry, doomed);
 }
 
 struct collection {
@@ -144,23 +157,7 @@ static uint64_t give_back(const usermm_cache *cache, const struct um_entry *entr
     return um_now_ns() - start;
 }
 
-bool um_cache_is_owner(const usermm_cache *cache) {
-    return !cache->registrar.one_thread || pthread_equal(pthread_self(), cache->owner);
-}
-
-static bool begin_burial(usermm_cache *cache, struct um_entry *entry) {
-    um_cache_lock(cache);
-    bool now = um_cache_is_owner(cache);
-    entry->stranded = !now;
-    entry->burying = now;
-    entry->worker = pthread_self();
-    um_cache_unlock(cache);
-    return now;
-}
-
 static void bury_one(usermm_cache *cache, struct um_entry *entry) {
-    if (!begin_burial(cache, entry))
-        return;
     uint64_t taken_ns = give_back(cache, entry);
     um_cache_lock(cache);
     if (entry->life == cache->life) {
@@ -186,9 +183,6 @@ void um_cache_collect_stranded(usermm_cache *cache, struct um_entry **doomed) {
     if (!cache->registrar.one_thread || !um_cache_is_owner(cache))
         return;
     for (struct um_entry *entry = cache->lists[UM_ENTRY_GONE].first; entry; entry = entry->next_listed)
-        if (entry->stranded) {
-            entry->stranded = false;
-            entry->next = *doomed;
-            *doomed = entry;
-        }
+        if (entry->stranded)
+            um_cache_doom(cache, entry, doomed);
 }

@@ -17,8 +17,7 @@ static void disown(usermm_cache *cache, struct um_entry *entry, struct um_entry 
     if (entry->state == UM_ENTRY_LISTED) {
         um_cache_kill(cache, entry, doomed);
     } else if (entry->state == UM_ENTRY_GONE && !um_entry_is_held(entry) && !mine) {
-        entry->next = *doomed;
-        *doomed = entry;
+        um_cache_doom(cache, entry, doomed);
     }
 }
 
@@ -44,12 +43,12 @@ int um_cache_adopt(usermm_cache *cache, struct um_entry **doomed) {
             return result;
         um_device_coalesce(device);
     }
+    cache->owner = pthread_self();
     um_cache_disown(cache, doomed);
     cache->counts = (struct usermm_cache_counts){0};
     atomic_store(&cache->probes, 0);
     atomic_store(&cache->doubts, 0);
     cache->past_hits = 0;
-    cache->owner = pthread_self();
     cache->life = um_life();
     atomic_store(&cache->seen, 0);
     atomic_store(&cache->device, device);

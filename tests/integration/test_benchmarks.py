@@ -14,7 +14,7 @@ import pytest
 from usermm import Ummunotify, UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["generation", "check", "munmap", "register", "notifications"]
+NAMES = ["generation", "check", "munmap", "register", "notifications", "rcache", "cache"]
 MACHINE = {"cpu", "cores", "virtual", "kernel", "python", "compiler", "usermm", "load"}
 
 
@@ -78,7 +78,7 @@ def test_each_name_is_measured_once(quick: tuple[str, dict[str, Any]]) -> None:
         assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("name", ["generation", "check", "munmap", "register"])
+@pytest.mark.parametrize("name", ["generation", "check", "munmap", "register", "rcache", "cache"])
 def test_bars_are_in_the_data(quick: tuple[str, dict[str, Any]], name: str) -> None:
     _, data = quick
     (benchmark,) = (each for each in data["benchmarks"] if each["name"] == name)

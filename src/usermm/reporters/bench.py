@@ -1,4 +1,4 @@
-"""A run as text and as plain data."""
+"""What was measured, as text and as plain data: for `usermm bench` and for the benchmarks of this project."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.harness import Figure, Result
+from usermm.measurement.harness import Figure, Result
 
 WIDTH = 66
 

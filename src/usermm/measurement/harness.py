@@ -6,9 +6,12 @@ machine becomes slower for a while, it does so for both sides.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
+import time
 import timeit
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -89,13 +92,49 @@ def figures(unit: str, values: Mapping[str, Rounds]) -> list[Figure]:
     return [Figure.of(name, unit, rounds) for name, rounds in values.items()]
 
 
-def statement(code: str, number: int, names: Mapping[str, Any]) -> Callable[[], float]:
+def statement(
+    code: str, number: int, names: Mapping[str, Any], clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], float]:
     """A subject: ns for one execution of `code`, with its `names` as locals, the loop included as timeit does."""
     setup = "; ".join(f"{name} = _{name}" for name in names) or "pass"
-    timer = timeit.Timer(code, setup, globals={f"_{name}": value for name, value in names.items()})
+    timer = timeit.Timer(code, setup, clock, globals={f"_{name}": value for name, value in names.items()})
     return lambda: timer.timeit(number) / number * 1e9
 
 
 def column(index: int, lines: Iterable[list[float]]) -> Rounds:
     """One value of each line."""
     return [line[index] for line in lines]
+
+
+def walk(
+    code: str, items: Sequence[Any], names: Mapping[str, Any], clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], float]:
+    """A subject: ns for one execution of `code` with one of `items` as `buffer`, in their order, the loop included."""
+    subject = statement(f"for buffer in items: {code}", 1, {**names, "items": items}, clock)
+    return lambda: subject() / len(items)
+
+
+def own_time(call: Callable[[], object], number: int) -> Callable[[], float]:
+    """A subject: ns of this thread's own CPU time for each of the `number` operations of a call."""
+
+    def measure() -> float:
+        before_ns = time.thread_time_ns()
+        call()
+        return (time.thread_time_ns() - before_ns) / number
+
+    return measure
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keeps this thread, and those that it starts meanwhile, on one core: another one has none of its data in caches.
+
+    For what one thread does. Where the scheduler moves it, or wakes the monitor's thread on another core, decides
+    more than what is measured.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
