@@ -54,6 +54,7 @@ static PyObject *cache_fileno(PyObject *self, PyObject *unused) {
 
 static PyObject *cache_close(PyObject *self, PyObject *unused) {
     (void)unused;
+    um_registrations_track(um_cache_of(self)->state);
     usermm_cache_shutdown(um_cache_of(self)->core);
     um_askers_clear(&um_cache_of(self)->askers);
     Py_RETURN_NONE;
@@ -204,8 +205,9 @@ static int traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(cache->register_call);
     Py_VISIT(cache->deregister_call);
-    if (cache->core)
-        usermm_cache_visit(cache->core, 0, 0, visit_registration, &handles);
+    Py_VISIT(cache->buffer_type);
+    Py_VISIT(cache->askers.unremembered);
+    usermm_cache_visit(cache->core, 0, 0, visit_registration, &handles);
     return handles.result;
 }
 

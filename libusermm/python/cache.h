@@ -33,6 +33,9 @@ extern const struct usermm_registrar um_python_registrar;
 /* A new holder, whose hold the caller has taken. NULL with an exception, and the hold is given up. */
 PyObject *um_registration_new(struct um_python_cache *cache, struct usermm_registration *registered);
 
+/* Shows those that are held now to the garbage collector: what lives on may become part of a cycle. */
+void um_registrations_track(struct module_state *state);
+
 extern PyType_Spec um_cache_spec, um_registration_spec;
 
 #endif

@@ -132,7 +132,7 @@ static int begin_upkeep(PyObject *self) {
 }
 
 __attribute__((noinline, flatten)) static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address,
-                                                      uint64_t length, enum probe probe) {
+                                                               uint64_t length, enum probe probe) {
     struct um_python_cache *cache = um_cache_of(self);
     unsigned unused;
     if (probe != PROBE_NEVER) {

@@ -24,7 +24,15 @@ static PyObject *empty(PyObject *module, PyObject *const *args, Py_ssize_t count
     Py_RETURN_NONE;
 }
 
+/* For gc.callbacks: before a collection. */
+static PyObject *track_registrations(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)args, (void)count;
+    um_registrations_track(PyModule_GetState(module));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"track_registrations", (PyCFunction)(void (*)(void))track_registrations, METH_FASTCALL, NULL},
     {"buffer_range", buffer_range, METH_O, NULL},
     {"counts", counts, METH_NOARGS, NULL},
     {"empty", (PyCFunction)(void (*)(void))empty, METH_FASTCALL, NULL},
@@ -102,7 +110,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
 static int clear(PyObject *module) {
     struct module_state *state = PyModule_GetState(module);
     while (state->spare_count)
-        PyObject_Free(state->spares[--state->spare_count]);
+        PyObject_GC_Del(state->spares[--state->spare_count]);
     Py_CLEAR(state->device_error);
     Py_CLEAR(state->cookie_error);
     Py_CLEAR(state->argument_error);

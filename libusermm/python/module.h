@@ -8,7 +8,7 @@
 
 #include "usermm.h"
 
-#define UM_SPARES 64
+#define UM_POOL 64
 
 struct module_state {
     PyObject *device_error;        /* usermm.errors.refused */
@@ -19,9 +19,9 @@ struct module_state {
     PyObject *probe_name;  /* "probe", interned */
     PyObject *limit_error; /* usermm.errors.LimitError */
     PyObject *cache_type, *registration_type, *owner_type;
-    PyObject *mmap_type;         /* mmap.mmap */
-    PyObject *spares[UM_SPARES]; /* memory of registrations that nobody has any more */
-    int spare_count;
+    PyObject *mmap_type;                       /* mmap.mmap */
+    PyObject *pool[UM_POOL], *spares[UM_POOL]; /* registrations whose memory is used again; those that nobody has */
+    int pool_count, spare_count;
 };
 
 /* Raises what `result` (a negative errno) means for `call`; `reason` NULL takes the usual one. Always NULL. */

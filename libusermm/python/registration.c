@@ -5,17 +5,34 @@ struct registration {
     PyObject ob_base;
     struct um_python_cache *cache;          /* NULL once released */
     struct usermm_registration *registered; /* likewise; held */
+    bool is_pooled;                         /* its memory goes back to the pool */
+    bool is_tracked;                        /* by the garbage collector */
 };
 
-/* Each get makes one and most live for a moment, so some are kept: it saves half of what an object costs. */
+static struct registration *allocate(struct module_state *state, PyTypeObject *type) {
+    struct registration *self = (struct registration *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!self)
+        return NULL;
+    self->is_tracked = true;
+    self->is_pooled = state->pool_count < UM_POOL;
+    if (self->is_pooled) {
+        state->pool[state->pool_count++] = (PyObject *)self;
+        PyObject_GC_UnTrack(self);
+        self->is_tracked = false;
+    }
+    return self;
+}
+
+/*
+ * Each get makes one and most live for a moment, so some are kept, which saves half of what an object costs. Those are
+ * shown to the garbage collector only if they live on: see um_registrations_track.
+ */
 PyObject *um_registration_new(struct um_python_cache *cache, struct usermm_registration *registered) {
     struct module_state *state = cache->state;
     PyTypeObject *type = (PyTypeObject *)state->registration_type;
-    struct registration *self;
-    if (state->spare_count)
-        self = (struct registration *)PyObject_Init(state->spares[--state->spare_count], type);
-    else
-        self = (struct registration *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    struct registration *self = state->spare_count
+                                    ? (struct registration *)PyObject_Init(state->spares[--state->spare_count], type)
+                                    : allocate(state, type);
     if (!self) {
         usermm_cache_release(cache->core, registered);
         return NULL;
@@ -24,6 +41,15 @@ PyObject *um_registration_new(struct um_python_cache *cache, struct usermm_regis
     self->cache = cache;
     self->registered = registered;
     return (PyObject *)self;
+}
+
+void um_registrations_track(struct module_state *state) {
+    for (int i = 0; i < state->pool_count; i++) {
+        struct registration *self = (struct registration *)state->pool[i];
+        if (self->cache && !self->is_tracked)
+            PyObject_GC_Track(self);
+        self->is_tracked |= self->cache != NULL;
+    }
 }
 
 /* The fields first: deregistering runs Python code, which may come back here. */
@@ -38,12 +64,34 @@ static void let_go(struct registration *self) {
     Py_DECREF((PyObject *)cache);
 }
 
+static int traverse(PyObject *object, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT(((struct registration *)object)->cache);
+    return 0;
+}
+
+static int clear(PyObject *object) {
+    let_go((struct registration *)object);
+    return 0;
+}
+
+/* Of a cycle, before anything in it is taken apart: the registrar is still whole. */
+static void finalize(PyObject *object) {
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    let_go((struct registration *)object);
+    PyErr_Restore(kind, value, traceback);
+}
+
 static void dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     struct registration *self = (struct registration *)object;
     struct module_state *state = self->cache ? self->cache->state : PyType_GetModuleState(type);
+    if (self->is_tracked)
+        PyObject_GC_UnTrack(object);
+    self->is_tracked = false;
     let_go(self);
-    if (state->spare_count < UM_SPARES)
+    if (self->is_pooled)
         state->spares[state->spare_count++] = object;
     else
         ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
@@ -134,12 +182,13 @@ static PyGetSetDef getset[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_dealloc, dealloc}, {Py_tp_methods, methods}, {Py_tp_getset, getset}, {Py_tp_repr, describe}, {0, NULL},
+    {Py_tp_dealloc, dealloc}, {Py_tp_traverse, traverse}, {Py_tp_clear, clear},   {Py_tp_finalize, finalize},
+    {Py_tp_methods, methods}, {Py_tp_getset, getset},     {Py_tp_repr, describe}, {0, NULL},
 };
 
 PyType_Spec um_registration_spec = {
     .name = "usermm._core.Registration",
     .basicsize = sizeof(struct registration),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_HAVE_GC,
     .slots = slots,
 };

@@ -27,3 +27,4 @@ must_fail "$build/without_probe/stress_address_reuse" "$unprotected" 0
 for protection in probe in_flight recheck; do
     must_fail "$build/without_$protection/stress_cache" "$unprotected" 4
 done
+must_fail "$build/without_recheck/stress_cache_union" "$unprotected"

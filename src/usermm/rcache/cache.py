@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import sys
@@ -187,4 +188,5 @@ def _close_all() -> None:
         cache.close()
 
 
+gc.callbacks.append(_core.track_registrations)
 os.register_at_fork(after_in_child=_after_fork)

@@ -11,8 +11,8 @@
 The real cache has freedom where this one has rules: which of several covering entries is a hit, and which idle entry is
 given up (this one knows the least recently used exactly, the real one about). A test that plays both against each
 other tells the model what the real one chose. Notifications act in two steps, as with the real one: the entries that
-are hit leave the look-up at once, and idle ones are deregistered by the next call, or by `settle`. One thread only, but
-a registrar may call back.
+are hit leave the look-up at once; idle ones are deregistered by the next get, evict or clear, or by `settle`. One
+thread only, but a registrar may call back.
 """
 
 from __future__ import annotations
@@ -26,14 +26,27 @@ from usermm.errors import ArgumentError, ClosedError, LimitError, OverlapError, 
 from usermm.registrars.base import Overlap, Registrar
 from usermm.testing.address_space import AddressSpace
 from usermm.testing.entries import Entry, ModelRegistration, Outcome, Pending, Range, checked_range
-from usermm.testing.merging import target_range
+from usermm.testing.ledger import Ledger
+from usermm.testing.merging import Making
 from usermm.testing.notifications import Notification
 
 REGISTRATIONS_PER_GET = 8
 """How often get registers memory that is hit by a notification meanwhile, before it raises RegistrationError."""
 
 
-class ModelCache:
+class _ChangedError(Exception):
+    """The memory was hit by a notification while it was registered."""
+
+
+class _NoResourcesError(Exception):
+    """The registrar had none."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ModelCache(Ledger):
     """Keeps registrations of `registrar` for the memory of `space`. Limits: None means none."""
 
     def __init__(
@@ -44,17 +57,14 @@ class ModelCache:
         max_bytes: int | None = None,
         max_count: int | None = None,
     ) -> None:
+        super().__init__(registrar)
         self.max_bytes = max_bytes
         self.max_count = max_count
         self.outcome = Outcome()
         """Of the call that ended last, also if it raised."""
-        self.lost_errors: list[BaseException] = []
-        """What deregister raised. There is nobody to tell, and the registration counts as gone."""
         self._space = space
-        self._registrar = registrar
-        self._registered: list[Entry] = []
-        self._pending: list[Pending] = []
         self._clock = 0
+        self._notified = 0
         self._closed = False
         space.subscribe(self.notify)
 
@@ -73,26 +83,25 @@ class ModelCache:
         wanted = checked_range("get", address, length)
         with self._call() as outcome:
             outcome.told = iter(victims)
-            for _ in range(REGISTRATIONS_PER_GET):
+            making = Making(wanted, outcome)
+            while True:
                 self._check_open()
                 self._settle(outcome)
                 entry = self._hit(wanted, covering)
                 outcome.hit = entry is not None
-                entry = entry or self._miss(wanted, outcome)
+                entry = entry or self._make(making)
                 if entry is not None:
                     self._clock += 1
                     entry.used = self._clock
                     entry.holders += 1
-                    return ModelRegistration(entry, outcome, self._let_go)
-            raise RegistrationError(errno.EAGAIN, f"get: {wanted} changed {REGISTRATIONS_PER_GET} times meanwhile")
+                    return ModelRegistration(entry, outcome, self._release)
 
     def evict(self, address: int, length: int) -> int:
-        """Takes every entry that overlaps the range out of the look-up; how many. Nothing overlaps an empty range."""
-        gone = Range(address, address + length)
+        """Takes every entry that overlaps the range out of the look-up; how many. ArgumentError: an empty range."""
+        gone = checked_range("evict", address, length)
         with self._call() as outcome:
             self._settle(outcome)
-            hit = [entry for entry in self._live() if length > 0 and entry.range.overlaps(gone)]
-            return self._retire(hit, outcome)
+            return self._retire([entry for entry in self._live() if entry.range.overlaps(gone)], outcome)
 
     def clear(self) -> int:
         """Takes every entry out of the look-up; how many."""
@@ -118,13 +127,14 @@ class ModelCache:
     def notify(self, notification: Notification) -> None:
         """The memory in [start, end) changed. The address space calls this."""
         gone = Range(notification.start, notification.end)
+        self._notified += 1
         for entry in self._live():
             entry.live = not entry.range.overlaps(gone)
         for pending in self._pending:
             pending.hit = pending.hit or pending.range.overlaps(gone)
 
     def settle(self) -> None:
-        """Deregisters what notifications took out of the look-up and nobody holds. Every call does that first."""
+        """Deregisters what notifications took out of the look-up and nobody holds. get, evict and clear do it first."""
         with self._call() as outcome:
             self._settle(outcome)
 
@@ -134,27 +144,20 @@ class ModelCache:
             self._settle(outcome)
             return self._retire([entry for entry in self._live() if entry.idle], outcome)
 
+    def give_up(self, handle: object) -> None:
+        """The entry with this handle, which nobody holds, leaves: what it comes to when the object that asked dies.
+
+        ArgumentError: there is no such entry.
+        """
+        with self._call() as outcome:
+            found = [entry for entry in self._live() if entry.handle == handle and entry.idle]
+            if not found:
+                raise ArgumentError(f"give_up: {handle!r} is no idle entry")
+            self._retire(found, outcome)
+
     def fork(self, space: AddressSpace) -> ModelCache:
         """The child's cache, over its `space` (from AddressSpace.fork): empty, whatever the parent's has."""
         return ModelCache(space, self._registrar, max_bytes=self.max_bytes, max_count=self.max_count)
-
-    # What it has
-
-    @property
-    def live(self) -> tuple[Range, ...]:
-        """What a get can hit now, ascending."""
-        return tuple(sorted(entry.range for entry in self._live()))
-
-    @property
-    def registered(self) -> tuple[Range, ...]:
-        """What is registered with the device now, in the look-up or not, ascending."""
-        return tuple(sorted(entry.range for entry in self._registered))
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Of all that is registered or about to be, dead and held ones included. Never more than max_bytes."""
-        registered = sum(entry.range.length for entry in self._registered)
-        return registered + sum(pending.range.length for pending in self._pending)
 
     # How it does it: a hit
 
@@ -171,132 +174,108 @@ class ModelCache:
 
     # A miss
 
-    def _miss(self, wanted: Range, outcome: Outcome) -> Entry | None:
-        """A new entry; None if its memory changed meanwhile."""
-        target = target_range(wanted, self._live(), self._registrar.traits, self.max_bytes)
-        self._check_reentry(wanted, target)
-        self._check_held(target)
-        self._watch(target)
+    def _make(self, making: Making) -> Entry | None:
+        """A new entry. None: the look-up has to begin again, since the registrar was called, and may have called back.
+
+        Order: what overlaps leaves, room is made, the memory is watched, registered, and looked at again.
+        """
+        if not making.is_union:
+            making.notified = self._notified
+        target = making.target(self._live(), self._registrar.traits, self.max_bytes)
+        self._check_reentry(making.wanted, target)
+        if self._is_held(target):
+            text = f"get: {target} overlaps a registration that somebody holds: release that first"
+            making.drop_union(OverlapError(errno.EADDRINUSE, text))
+        elif not self._merge(target, making.outcome) and not self._make_room(target, making.outcome):
+            return self._try(target, making)
+        return None
+
+    def _try(self, target: Range, making: Making) -> Entry | None:
+        """None: it has to be tried again."""
+        doubtful = making.is_union and making.notified != self._notified
+        try:
+            if doubtful:  # a part may have lost its pages after it was given back, and before the union is watched
+                raise _ChangedError
+            return self._register(target, making.outcome)
+        except _ChangedError:
+            making.forget_union(alone=doubtful)
+            making.changes += 1
+            if making.changes == REGISTRATIONS_PER_GET:
+                text = f"get: {making.wanted} changed {making.changes} times while it was registered"
+                raise RegistrationError(errno.EAGAIN, text) from None
+        except _NoResourcesError as error:
+            making.forget_union()
+            if not self._give_up(making.outcome):
+                raise error.reason from None
+        except Exception as error:
+            making.drop_union(error)
+        return None
+
+    def _register(self, target: Range, outcome: Outcome) -> Entry:
         pending = Pending(target)
         self._pending.append(pending)
         try:
-            if self._registrar.traits.overlap is not Overlap.ALLOWED:
-                merged = [entry for entry in self._live() if entry.range.overlaps(target)]
-                outcome.merged += [entry.range for entry in merged]
-                self._retire(merged, outcome)
-            self._make_room(outcome)
-            handle = self._register(target, outcome)
+            self._watch(target)
+            outcome.tries += 1
+            handle = self._registrar.register(target.start, target.length)
+        except (LimitError, MemoryError) as error:
+            raise _NoResourcesError(error) from None
         finally:
             self._pending.remove(pending)
         entry = Entry(target, handle)
         self._registered.append(entry)
-        if not pending.hit and not self._closed:
-            return entry
-        self._retire([entry], outcome)
-        return None
+        if pending.hit or self._closed:
+            self._retire([entry], outcome)
+            raise _ChangedError
+        return entry
+
+    def _merge(self, target: Range, outcome: Outcome) -> int:
+        """What overlaps leaves the look-up, and is given back if nobody holds it; how many."""
+        if self._registrar.traits.overlap is Overlap.ALLOWED:
+            return 0
+        merged = [entry for entry in self._live() if entry.range.overlaps(target)]
+        outcome.merged += [entry.range for entry in merged]
+        return self._retire(merged, outcome)
 
     def _check_reentry(self, wanted: Range, target: Range) -> None:
-        """A registrar that asks for memory while it is at work on it would wait for itself."""
-        allowed = self._registrar.traits.overlap is Overlap.ALLOWED
-        busy = [pending.range for pending in self._pending]
-        if not allowed:
-            busy += [entry.range for entry in self._registered if entry.leaving]
-        for each in busy:
-            if each.covers(wanted) if allowed else each.overlaps(target):
-                raise RegistrationError(errno.EDEADLK, f"get: the registrar asks for {wanted} while at work on {each}")
-
-    def _check_held(self, target: Range) -> None:
-        if self._registrar.traits.overlap is not Overlap.REFUSED:
-            return
+        """A registrar that asks for what it is at work on would wait for itself."""
+        overlap = self._registrar.traits.overlap
+        for pending in self._pending:
+            if pending.range.covers(wanted) or (overlap is not Overlap.ALLOWED and pending.range.overlaps(target)):
+                raise _waits_for_itself(wanted, pending.range)
         for entry in self._registered:
-            if entry.holders and entry.range.overlaps(target):
-                message = f"get: {target} overlaps {entry.range}, which somebody holds: release that first"
-                raise OverlapError(errno.EADDRINUSE, message)
+            if overlap is Overlap.REFUSED and entry.leaving and entry.range.overlaps(target):
+                raise _waits_for_itself(wanted, entry.range)
+
+    def _is_held(self, target: Range) -> bool:
+        """Somebody holds what would have to be given back."""
+        refused = self._registrar.traits.overlap is Overlap.REFUSED
+        return refused and any(entry.holders and entry.range.overlaps(target) for entry in self._registered)
 
     def _watch(self, target: Range) -> None:
         if not self._space.is_mapped(target.start, target.end):
             raise from_errno(errno.EFAULT, f"get: {target} has a hole: map it first")
         self._space.watch(target.start, target.end)
 
-    def _make_room(self, outcome: Outcome) -> None:
-        while self._is_too_much():
-            if not self._give_up(outcome):
-                raise LimitError(errno.ENOMEM, "get: everything that is registered is held: release some first")
-
-    def _is_too_much(self) -> bool:
-        count = len(self._registered) + len(self._pending)
+    def _make_room(self, target: Range, outcome: Outcome) -> bool:
+        """One step towards it. False: there is room."""
+        count, pinned_bytes = self._count + 1, self.pinned_bytes + target.length
         too_many = self.max_count is not None and count > self.max_count
-        return too_many or (self.max_bytes is not None and self.pinned_bytes > self.max_bytes)
-
-    def _register(self, target: Range, outcome: Outcome) -> object:
-        while True:
-            outcome.tries += 1
-            try:
-                return self._registrar.register(target.start, target.length)
-            except (LimitError, MemoryError):
-                if not self._give_up(outcome):
-                    raise
-
-    # Giving up
-
-    def _victim(self, outcome: Outcome) -> Entry | None:
-        """Who goes next: as the caller said, then the least recently used. None: nobody can."""
-        idle = [entry for entry in self._live() if entry.idle]
-        told = next(outcome.told, None)
-        if told is None:
-            return min(idle, key=lambda entry: entry.used, default=None)
-        for entry in idle:
-            if entry.range == told:
-                return entry
-        raise ArgumentError(f"get: {told} is no idle entry that could be given up")
-
-    def _give_up(self, outcome: Outcome) -> bool:
-        """Gives up what is dead by now, or else one idle entry. False: there is none."""
-        if self._settle(outcome):
-            return True
-        victim = self._victim(outcome)
-        if victim is None:
+        if not too_many and (self.max_bytes is None or pinned_bytes <= self.max_bytes):
             return False
-        outcome.evicted.append(victim.range)
-        self._retire([victim], outcome)
+        if not self._give_up(outcome):
+            for entry in self._registered:
+                if entry.leaving:
+                    raise _waits_for_itself("room", entry.range)
+            raise LimitError(errno.ENOMEM, "get: everything that is registered is held: release some first")
         return True
-
-    def _settle(self, outcome: Outcome) -> bool:
-        dead = [entry for entry in self._registered if not entry.live and entry.idle]
-        for entry in dead:
-            self._deregister(entry, outcome)
-        return bool(dead)
-
-    def _retire(self, entries: list[Entry], outcome: Outcome) -> int:
-        """Out of the look-up, all of them first; then idle ones are deregistered, in ascending order."""
-        for entry in entries:
-            entry.live = False
-        for entry in sorted(entries, key=lambda entry: entry.range):
-            if entry.idle:
-                self._deregister(entry, outcome)
-        return len(entries)
-
-    def _let_go(self, entry: Entry) -> None:
-        entry.holders -= 1
-        if not entry.live and entry.idle:
-            with self._call() as outcome:
-                self._deregister(entry, outcome)
-
-    def _deregister(self, entry: Entry, outcome: Outcome) -> None:
-        if entry.leaving:  # by a call that came from within another deregistration
-            return
-        entry.leaving = True
-        try:
-            self._registrar.deregister(entry.handle)
-        except Exception as error:
-            self.lost_errors.append(error)
-        self._registered.remove(entry)
-        outcome.deregistered.append(entry.range)
 
     # Small things
 
-    def _live(self) -> list[Entry]:
-        return [entry for entry in self._registered if entry.live]
+    def _release(self, entry: Entry) -> None:
+        outcome = Outcome()
+        self._let_go(entry, outcome)
+        self.outcome = outcome
 
     def _check_open(self) -> None:
         if self._closed:
@@ -309,3 +288,8 @@ class ModelCache:
             yield outcome
         finally:
             self.outcome = outcome
+
+
+def _waits_for_itself(wanted: Range | str, busy: Range) -> RegistrationError:
+    text = f"get: the registrar asks for {wanted} while it is at work on {busy}, and would wait for itself"
+    return RegistrationError(errno.EDEADLK, text)
