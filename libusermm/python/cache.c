@@ -41,6 +41,10 @@ static PyObject *expire(PyObject *self, PyObject *ages) {
     uint64_t number;
     if (um_to_u64(cache->state, ages, "ages", &number))
         return NULL;
+    if (number > 8) {
+        PyErr_Format(cache->state->argument_error, "expire: ages is %S: pass 0 to 8", ages);
+        return NULL;
+    }
     um_askers_sweep(&cache->askers, touch, cache->core);
     int count = usermm_cache_expire(cache->core, (unsigned)number);
     return count < 0 ? raise_for(cache, count, "expire") : PyLong_FromLong(count);

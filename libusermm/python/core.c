@@ -109,6 +109,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
 
 static int clear(PyObject *module) {
     struct module_state *state = PyModule_GetState(module);
+    state->pool_count = 0;
     while (state->spare_count)
         PyObject_GC_Del(state->spares[--state->spare_count]);
     Py_CLEAR(state->device_error);

@@ -75,9 +75,19 @@ static int clear(PyObject *object) {
     return 0;
 }
 
+/* Its memory would keep the mark of having been finalized. */
+static void leave_pool(struct registration *self) {
+    struct module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    for (int i = 0; self->is_pooled && i < state->pool_count; i++)
+        if (state->pool[i] == (PyObject *)self)
+            state->pool[i] = state->pool[--state->pool_count];
+    self->is_pooled = false;
+}
+
 /* Of a cycle, before anything in it is taken apart: the registrar is still whole. */
 static void finalize(PyObject *object) {
     PyObject *kind, *value, *traceback;
+    leave_pool((struct registration *)object);
     PyErr_Fetch(&kind, &value, &traceback);
     let_go((struct registration *)object);
     PyErr_Restore(kind, value, traceback);

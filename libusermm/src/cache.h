@@ -178,6 +178,7 @@ struct um_request {
     uint64_t notified;  /* the monitor's notifications before the pass in which it grew */
     uint32_t made;      /* when the pass began */
     struct um_entry *entry, *doomed;
+    bool found; /* the entry is a registration that can be had; else it is to be completed */
 };
 
 /* cache_plan.c: one pass: an entry that is there, or a new one to be completed, or what has to happen first. With the

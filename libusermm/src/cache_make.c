@@ -150,7 +150,7 @@ int um_cache_make(usermm_cache *cache, uint64_t address, uint64_t length, unsign
             continue;
         bool by_registrar = false;
         request.doomed = NULL;
-        if (request.entry->state == UM_ENTRY_MAKING)
+        if (!request.found)
             result = complete(cache, &request, &by_registrar);
         if (result == 0) {
             *ret_entry = request.entry;

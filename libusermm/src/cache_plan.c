@@ -165,7 +165,8 @@ int um_cache_plan(usermm_cache *cache, struct um_request *request) {
     if (result)
         return result;
     request->entry = um_index_find_cover(&cache->index, request->address, request->length);
-    if (request->entry) {
+    request->found = request->entry != NULL;
+    if (request->found) {
         um_entry_hold(cache, request->entry);
         um_entry_touch(cache, request->entry);
         return 0;

@@ -14,7 +14,7 @@ done
 for threads in 4 16; do
     "$build/stress_cache" "$((trials / 5))" "$threads"
 done
-"$build/stress_cache_union" "$((trials / 5))"
+"$build/stress_cache_union" "$((trials / 20))"
 must_fail() {
     echo "# without its protection, $1 has to fail:"
     if "$@"; then

@@ -8,9 +8,9 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "stress_ledger.h"
+#include "stress_memory.h"
 
 #define PAGES 4 /* of a block */
 #define BLOCKS 64
@@ -51,40 +51,12 @@ static usermm_cache *cache;
 static _Thread_local struct worker *self;
 static _Thread_local const struct block *asked;
 
-static void must(bool condition, const char *what) {
-    if (!condition) {
-        perror(what);
-        _exit(2);
-    }
-}
-
 static uint32_t below(uint32_t limit) {
     self->random ^= self->random << 13;
     self->random ^= self->random >> 17;
     self->random ^= self->random << 5;
     return self->random % limit;
 }
-
-static char *map_at(char *address, size_t pages, int flags) {
-    return mmap(address, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
-}
-
-static void by_munmap(char *page, size_t pages) {
-    munmap(page, pages * PAGE);
-    must(map_at(page, pages, MAP_FIXED) == page, "mmap");
-}
-static void by_map_fixed(char *page, size_t pages) {
-    must(map_at(page, pages, MAP_FIXED) == page, "mmap");
-}
-static void by_dontneed(char *page, size_t pages) {
-    must(madvise(page, pages * PAGE, MADV_DONTNEED) == 0, "madvise");
-}
-static void by_mremap(char *page, size_t pages) {
-    (void)pages; /* one page is always one mapping */
-    must(mremap(page, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, self->scratch) == self->scratch, "mremap");
-    must(map_at(page, 1, MAP_FIXED) == page, "mmap");
-}
-static void (*const causes[])(char *page, size_t pages) = {by_munmap, by_map_fixed, by_dontneed, by_mremap};
 
 static void let_go(unsigned place) {
     struct usermm_registration *registration = self->held[place];
@@ -140,7 +112,7 @@ static void settle(const struct block *block) {
 /* By the thread that owns the block, which therefore sees it at once. */
 static void change(const struct block *block) {
     size_t first = below(PAGES), pages = 1 + below((uint32_t)(PAGES - first));
-    causes[below(sizeof causes / sizeof *causes)](block->start + first * PAGE, pages);
+    causes[below(sizeof causes / sizeof *causes)](block->start + first * PAGE, pages, self->scratch);
     look(block, first * PAGE, pages * PAGE, USERMM_PROBE_NONE);
     for (unsigned i = 0; i < HELD; i++) {
         struct usermm_registration *held = self->held[i];
@@ -156,7 +128,7 @@ static void disturb(uint64_t address, uint64_t length) {
     char *page = asked->start + below(PAGES) * PAGE;
     uint64_t at = (uint64_t)(uintptr_t)page;
     if (asked->owners == OWNED && address <= at && at < address + length && below(8) == 0)
-        below(2) ? by_dontneed(page, 1) : by_map_fixed(page, 1);
+        below(2) ? by_dontneed(page, 1, NULL) : by_map_fixed(page, 1, NULL);
 }
 
 /* Its last page goes last: until then nobody can map it. The block is the taker's before the call returns. */

@@ -8,11 +8,11 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "stress_ledger.h"
+#include "stress_memory.h"
 
-#define PROBES 1000 /* that the asker waits for the owner's call, at most */
+#define PROBES 5000 /* that the asker waits for the owner's call, at most */
 
 enum { PREPARED, ARMED, DISCARDING, ANSWERED, CHECKED }; /* of one trial */
 
@@ -20,13 +20,6 @@ static usermm_cache *cache;
 static char *a, *b;
 static atomic_int step;
 static long stale, met;
-
-static void must(bool condition, const char *what) {
-    if (!condition) {
-        perror(what);
-        _exit(2);
-    }
-}
 
 /* At least this one: the other thread may be further. */
 static void await(int wanted) {
@@ -45,15 +38,21 @@ static bool look(char *page) {
     return is_stale;
 }
 
+static bool waits_until_busy(void) {
+    for (int i = 1; i < PROBES; i++) {
+        if (usermm_cache_probe(cache, USERMM_PROBE_TRY) == -EAGAIN)
+            return true;
+        if (i % 64 == 0)
+            sched_yield();
+    }
+    return false;
+}
+
 /* The first one of an armed trial is that of B: its owner is let go, and is inside his call when this returns. */
 static void deregister_memory(void *context, uint64_t handle) {
     int armed = ARMED;
     if (atomic_compare_exchange_strong(&step, &armed, DISCARDING))
-        for (int i = 0; i < PROBES; i++)
-            if (usermm_cache_probe(cache, USERMM_PROBE_TRY) == -EAGAIN) {
-                met++;
-                break;
-            }
+        met += waits_until_busy();
     ledger_deregister(context, handle);
 }
 

@@ -14,9 +14,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "stress_memory.h"
 #include "usermm_cache.h"
 
-#define PAGE 4096ul
 #define MOST_PAGES 16 /* of a registration */
 #define RECORDS 65536u
 #define COMPLAINTS 10

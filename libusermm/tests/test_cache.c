@@ -85,6 +85,11 @@ static struct usermm_registration *get(const void *start, size_t bytes) {
     return registration;
 }
 
+/* An injected fault may have another answer, but none that is a registration. */
+static bool refused(int result, int expected) {
+    return result == expected || (result < 0 && test_fault_fired());
+}
+
 static uint64_t look(const void *start, size_t bytes) {
     struct usermm_registration *registration = get(start, bytes);
     uint64_t handle = registration->handle;
@@ -123,7 +128,7 @@ static void forgets_what_went(void) {
     struct usermm_registration *none;
     int result =
         usermm_cache_get(cache, (uintptr_t)memory + 4 * PAGE, 2 * PAGE, USERMM_PROBE_WAIT, USERMM_REFUSE_HOLES, &none);
-    CHECK(result == -EFAULT || result == -ENOMEM);
+    CHECK(refused(result, -EFAULT));
 }
 
 static void a_holder_keeps_it(void) {
@@ -166,8 +171,8 @@ static void limits_are_kept(void) {
     look(memory + 40 * PAGE, 7 * PAGE);
     CHECK(atomic_load(&account.live) == 2 && count().pinned_bytes == 8 * PAGE);
     struct usermm_registration *held = get(memory + 40 * PAGE, 7 * PAGE), *none;
-    CHECK(usermm_cache_get(cache, (uintptr_t)memory, 2 * PAGE, USERMM_PROBE_WAIT, 0, &none) == -EDQUOT);
-    CHECK(usermm_cache_get(cache, (uintptr_t)memory, 9 * PAGE, USERMM_PROBE_WAIT, 0, &none) == -EDQUOT);
+    CHECK(refused(usermm_cache_get(cache, (uintptr_t)memory, 2 * PAGE, USERMM_PROBE_WAIT, 0, &none), -EDQUOT));
+    CHECK(refused(usermm_cache_get(cache, (uintptr_t)memory, 9 * PAGE, USERMM_PROBE_WAIT, 0, &none), -EDQUOT));
     look(memory, PAGE);
     usermm_cache_release(cache, held);
     CHECK(count().pinned_bytes_max <= 8 * PAGE);
@@ -192,7 +197,7 @@ static void a_full_device_makes_room(void) {
     struct usermm_registration *held = get(memory + 2 * PAGE, PAGE), *other, *none;
     other = get(memory + 4 * PAGE, PAGE);
     CHECK(count().evictions == 1);
-    CHECK(usermm_cache_get(cache, (uintptr_t)memory, PAGE, USERMM_PROBE_WAIT, 0, &none) == -ENOSPC);
+    CHECK(refused(usermm_cache_get(cache, (uintptr_t)memory, PAGE, USERMM_PROBE_WAIT, 0, &none), -ENOSPC));
     usermm_cache_release(cache, other);
     usermm_cache_release(cache, held);
 }
@@ -218,10 +223,10 @@ static void overlaps_are_refused(void) {
     char *memory = (char *)account.ranges[3].address; /* the whole, five pages */
     struct usermm_registration *held = get(memory, PAGE), *none;
     int result = usermm_cache_get(cache, (uintptr_t)memory + 4 * PAGE, 2 * PAGE, USERMM_PROBE_WAIT, 0, &none);
-    CHECK(result == -EADDRINUSE && usermm_cache_valid(cache, held));
+    CHECK(refused(result, -EADDRINUSE) && (usermm_cache_valid(cache, held) || test_fault_fired()));
     madvise(memory, PAGE, MADV_DONTNEED);
     result = usermm_cache_get(cache, (uintptr_t)memory, PAGE, USERMM_PROBE_WAIT, 0, &none);
-    CHECK(result == -EADDRINUSE); /* dead, but the device still has it */
+    CHECK(refused(result, -EADDRINUSE)); /* dead, but the device still has it */
     usermm_cache_release(cache, held);
     look(memory, PAGE);
 }
@@ -242,8 +247,8 @@ static void looks_again_after_registering(void) {
     look(memory, PAGE);
     CHECK(count().retries == 3 && atomic_load(&account.live) == 1);
     changes_left = 1000;
-    CHECK(usermm_cache_get(cache, (uintptr_t)memory + PAGE, PAGE, USERMM_PROBE_WAIT, 0, &none) == -EAGAIN);
-    CHECK(atomic_load(&account.live) == 1);
+    CHECK(refused(usermm_cache_get(cache, (uintptr_t)memory + PAGE, PAGE, USERMM_PROBE_WAIT, 0, &none), -EAGAIN));
+    CHECK(atomic_load(&account.live) == 1 || test_fault_fired());
 }
 
 static int reentered;
@@ -261,8 +266,14 @@ static void a_registrar_may_not_ask_for_the_same(void) {
     CHECK(reentered == -EDEADLK);
 }
 
+/* Not CALL: it may only jump in the test's own thread. */
 static void *look_in_thread(void *memory) {
-    return (void *)(uintptr_t)look(memory, PAGE);
+    struct usermm_registration *registration;
+    if (usermm_cache_get(cache, (uintptr_t)memory, PAGE, USERMM_PROBE_WAIT, USERMM_REFUSE_HOLES, &registration))
+        return NULL;
+    uint64_t handle = registration->handle;
+    usermm_cache_release(cache, registration);
+    return (void *)(uintptr_t)handle;
 }
 
 static void pause_a_little(struct account *unused, uint64_t address, uint64_t length) {
@@ -280,8 +291,8 @@ static void two_threads_register_once(void) {
         CHECK(pthread_create(&threads[i], NULL, look_in_thread, memory) == 0);
     for (int i = 0; i < 4; i++)
         pthread_join(threads[i], &handles[i]);
-    CHECK(handles[0] && handles[0] == handles[1] && handles[1] == handles[2] && handles[2] == handles[3]);
-    CHECK(count().misses == 1 && count().hits == 3);
+    bool same = handles[0] && handles[0] == handles[1] && handles[1] == handles[2] && handles[2] == handles[3];
+    CHECK((same && count().misses == 1 && count().hits == 3) || test_fault_fired());
 }
 
 static void expires_what_nobody_asks_for(void) {
@@ -376,7 +387,7 @@ static void shutting_down_waits_for_holders(void) {
     look(memory + 4 * PAGE, PAGE);
     usermm_cache_shutdown(cache);
     CHECK(atomic_load(&account.live) == 1 && usermm_cache_valid(cache, held) == 0);
-    CHECK(usermm_cache_get(cache, (uintptr_t)memory, PAGE, USERMM_PROBE_NONE, 0, &none) == -EBADF);
+    CHECK(refused(usermm_cache_get(cache, (uintptr_t)memory, PAGE, USERMM_PROBE_NONE, 0, &none), -EBADF));
     usermm_cache_release(cache, held);
 }
 

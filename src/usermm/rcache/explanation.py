@@ -54,13 +54,24 @@ def _making(cache: Cache, traits: Traits, limits: Limits, memory: tuple[int, int
     never = limits.refusal(address, length)
     if never:
         return f"and cannot be: {never}"
-    parts = [_overlaps(traits, rows)] if rows else ["nothing there overlaps"]
-    now = cache.counts()
-    if limits.max_bytes is not None and now["pinned_bytes"] + length > limits.max_bytes:
-        parts.append(f"{now['pinned_bytes']} of {limits.max_bytes} bytes are in use, so others make room first")
-    if limits.max_count is not None and now["pinned"] >= limits.max_count:
-        parts.append(f"{now['pinned']} of {limits.max_count} registrations are in use, so another makes room first")
-    return "; ".join(parts)
+    parts = [_overlaps(traits, rows)] if rows else ["nothing that can be found overlaps"]
+    full = _room(cache.counts(), limits, limits.rounded(address, length))
+    return "; ".join([*parts, full] if full else parts)
+
+
+def _room(now: dict[str, int], limits: Limits, length: int) -> str:
+    over = [
+        f"{used} of {limit} {what} are in use"
+        for used, more, limit, what in (
+            (now["pinned_bytes"], length, limits.max_bytes, "bytes"),
+            (now["pinned"], 1, limits.max_count, "registrations"),
+        )
+        if limit is not None and used + more > limit
+    ]
+    if not over:
+        return ""
+    everything_held = now["held"] >= now["pinned"]
+    return f"{' and '.join(over)}, " + ("and all are held: release some" if everything_held else "so others go first")
 
 
 def _overlaps(traits: Traits, rows: list[Row]) -> str:

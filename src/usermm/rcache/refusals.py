@@ -22,10 +22,14 @@ class Limits:
     granularity_bytes: int
     accept_file_memory: bool
 
+    def rounded(self, address: int, length: int) -> int:
+        """How many bytes are registered for it, unless it is merged with others."""
+        granularity = self.granularity_bytes
+        return -(-(address + length) // granularity) * granularity - address // granularity * granularity
+
     def refusal(self, address: int, length: int) -> str | None:
         """Why this memory can never be registered, whatever room there is; None: it can."""
-        granularity = self.granularity_bytes
-        rounded = -(-(address + length) // granularity) * granularity - address // granularity * granularity
+        rounded = self.rounded(address, length)
         if address + length > _ADDRESS_LIMIT:
             return "that is no range of addresses of a process: pass a live buffer"
         if self.max_length_bytes is not None and rounded > self.max_length_bytes:
@@ -39,10 +43,13 @@ def judge(number: int, address: int, length: int, limits: Limits) -> int:
     """Raises what errno `number` means for [address, address + length), or returns watch flags to try again with."""
     call = f"get({length} bytes at {address:#x})"
     if number in (errno.EOPNOTSUPP, errno.EFAULT):
-        error = memory.refusal(call, number, address, address + length, strict=not limits.accept_file_memory)
-        if error is not None:
-            raise error
-        return _core.REFUSE_HOLES
+        refusal = memory.refusal(call, number, address, address + length, strict=not limits.accept_file_memory)
+        if refusal is None:
+            return _core.REFUSE_HOLES
+        try:
+            raise refusal
+        finally:
+            del refusal  # with its traceback it would be a cycle that keeps the caller's buffer alive
     never = limits.refusal(address, length)
     if number == errno.EDQUOT:
         raise LimitError(number, f"{call}: {never or _full(limits)}")

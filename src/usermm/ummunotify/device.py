@@ -77,7 +77,10 @@ class Ummunotify(_core.Device):
         refusal = memory.refusal(f"register({start:#x}-{end:#x})", error.errno, start, end, strict=strict)
         if refusal is None:
             return self.watch(start, end, cookie, flags & ~_core.REFUSE_FILES)
-        raise refusal from None
+        try:
+            raise refusal from None
+        finally:
+            del refusal  # with its traceback it would be a cycle that keeps the caller's buffer alive
 
     def read(self, timeout: float | None = None) -> list[Event]:
         """The next events, at most 128: Invalidation for each region hit, then Last once the queue is drained.
