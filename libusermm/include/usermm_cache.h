@@ -87,6 +87,13 @@ int usermm_cache_close(usermm_cache *cache);
 int usermm_cache_get(usermm_cache *cache, uint64_t address, uint64_t length, enum usermm_probe probe,
                      unsigned watch_flags, struct usermm_registration **ret_registration);
 
+/* The same with USERMM_PROBE_NONE; *ret_made: whether it was made for this call. */
+int usermm_cache_find_or_make(usermm_cache *cache, uint64_t address, uint64_t length, unsigned watch_flags,
+                              struct usermm_registration **ret_registration, bool *ret_made);
+
+/* Whether a get could hit, if nothing changed: without that there is no need to probe. */
+bool usermm_cache_covers(usermm_cache *cache, uint64_t address, uint64_t length);
+
 /* The same registration once more, without a look-up. False: it is no longer the one with this serial, or not valid. */
 bool usermm_cache_again(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial);
 

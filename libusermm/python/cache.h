@@ -13,7 +13,6 @@ struct um_python_cache {
     PyObject *register_call, *deregister_call; /* of the registrar */
     PyTypeObject *buffer_type;                 /* the latest one seen with the buffer protocol */
     int buffer_flags;                          /* for PyObject_GetBuffer */
-    uint64_t newest;                           /* the latest registration's serial that was seen */
     unsigned watch_flags;                      /* USERMM_REFUSE_* */
     char upkeep_due;                           /* call _begin_upkeep after the next registration */
     struct module_state *state;                /* alive as long as the type, which keeps its module */

@@ -105,13 +105,13 @@ static int wait_for_other_thread(struct um_python_cache *cache, uint32_t made) {
     return interrupted;
 }
 
-static struct usermm_registration *get_or_make(PyObject *self, uint64_t address, uint64_t length) {
+static struct usermm_registration *find_or_make(PyObject *self, uint64_t address, uint64_t length, bool *ret_made) {
     struct um_python_cache *cache = um_cache_of(self);
     struct usermm_registration *registered = NULL;
     unsigned flags = cache->watch_flags;
     for (;;) {
         uint32_t made = usermm_cache_made(cache->core);
-        int result = usermm_cache_get(cache->core, address, length, USERMM_PROBE_NONE, flags, &registered);
+        int result = usermm_cache_find_or_make(cache->core, address, length, flags, &registered, ret_made);
         if (result == 0 || result == -EINPROGRESS)
             PyErr_Clear(); /* a device that had no room, before somebody else registered the same */
         if (result == 0)
@@ -120,6 +120,24 @@ static struct usermm_registration *get_or_make(PyObject *self, uint64_t address,
                                    : explain_failure(self, result, address, length, &flags))
             return NULL;
     }
+}
+
+/* What is made for this call is of what is mapped now. What is found, also what another thread made meanwhile, is so
+ * only after a quiet moment. */
+static struct usermm_registration *find_exactly(PyObject *self, uint64_t address, uint64_t length, bool *ret_made) {
+    struct um_python_cache *cache = um_cache_of(self);
+    unsigned unused;
+    if (!usermm_cache_covers(cache->core, address, length)) {
+        struct usermm_registration *registered = find_or_make(self, address, length, ret_made);
+        if (!registered || *ret_made)
+            return registered;
+        usermm_cache_release(cache->core, registered);
+    }
+    int result = wait_for_quiet(cache, address, length);
+    if (result >= 0)
+        return find_or_make(self, address, length, ret_made);
+    explain_failure(self, result, address, length, &unused);
+    return NULL;
 }
 
 static int begin_upkeep(PyObject *self) {
@@ -134,15 +152,9 @@ static int begin_upkeep(PyObject *self) {
 __attribute__((noinline, flatten)) static PyObject *get_slowly(PyObject *self, PyObject *object, uint64_t address,
                                                                uint64_t length, enum probe probe) {
     struct um_python_cache *cache = um_cache_of(self);
-    unsigned unused;
-    if (probe != PROBE_NEVER) {
-        int result = wait_for_quiet(cache, address, length);
-        if (result < 0) {
-            explain_failure(self, result, address, length, &unused);
-            return NULL;
-        }
-    }
-    struct usermm_registration *registered = get_or_make(self, address, length);
+    bool made = false;
+    struct usermm_registration *registered =
+        probe == PROBE_NEVER ? find_or_make(self, address, length, &made) : find_exactly(self, address, length, &made);
     if (!registered)
         return NULL;
     if (cache->upkeep_due && begin_upkeep(self)) {
@@ -150,10 +162,8 @@ __attribute__((noinline, flatten)) static PyObject *get_slowly(PyObject *self, P
         return NULL;
     }
     if (probe != PROBE_NEVER) {
-        bool is_new = registered->serial > cache->newest; /* an object that finds one is seldom its owner */
-        PyObject *owner = is_new ? um_owner_new(cache, object, registered) : NULL;
-        cache->newest = is_new ? registered->serial : cache->newest;
-        um_askers_remember(&cache->askers, object, address, length, registered, is_new, owner);
+        PyObject *owner = made ? um_owner_new(cache, object, registered) : NULL; /* who finds one is seldom its owner */
+        um_askers_remember(&cache->askers, object, address, length, registered, made, owner);
         Py_XDECREF(owner);
     }
     return um_registration_new(cache, registered);

@@ -72,6 +72,7 @@ static int fill(PyObject *module) {
     state->argument_error = PyObject_GetAttrString(errors, "ArgumentError");
     state->argument_type_error = PyObject_GetAttrString(errors, "ArgumentTypeError");
     state->probe_name = PyUnicode_InternFromString("probe");
+    state->base_name = PyUnicode_InternFromString("base");
     state->limit_error = PyObject_GetAttrString(errors, "LimitError");
     state->page_type = add_type(module, &um_page_spec, NULL);
     state->registration_type = add_type(module, &um_registration_spec, "Registration");
@@ -85,8 +86,8 @@ static int fill(PyObject *module) {
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
     return device && state->cache_type && state->limit_error && state->registration_type && state->owner_type &&
-                   state->mmap_type && state->device_error && state->cookie_error && state->argument_error &&
-                   state->argument_type_error && state->page_type && state->probe_name
+                   state->mmap_type && state->base_name && state->device_error && state->cookie_error &&
+                   state->argument_error && state->argument_type_error && state->page_type && state->probe_name
                ? 0
                : -1;
 }
@@ -99,6 +100,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->argument_type_error);
     Py_VISIT(state->page_type);
     Py_VISIT(state->probe_name);
+    Py_VISIT(state->base_name);
     Py_VISIT(state->limit_error);
     Py_VISIT(state->registration_type);
     Py_VISIT(state->owner_type);
@@ -118,6 +120,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->argument_type_error);
     Py_CLEAR(state->page_type);
     Py_CLEAR(state->probe_name);
+    Py_CLEAR(state->base_name);
     Py_CLEAR(state->limit_error);
     Py_CLEAR(state->registration_type);
     Py_CLEAR(state->owner_type);

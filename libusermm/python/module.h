@@ -16,6 +16,7 @@ struct module_state {
     PyObject *argument_error;      /* usermm.errors.ArgumentError */
     PyObject *argument_type_error; /* usermm.errors.ArgumentTypeError */
     PyObject *page_type;
+    PyObject *base_name;   /* "base", interned */
     PyObject *probe_name;  /* "probe", interned */
     PyObject *limit_error; /* usermm.errors.LimitError */
     PyObject *cache_type, *registration_type, *owner_type;

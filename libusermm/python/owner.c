@@ -24,7 +24,7 @@ static int looks_like_a_mapping(const struct usermm_registration *registered) {
 static int owns_memory(const struct module_state *state, PyObject *object) {
     if ((PyObject *)Py_TYPE(object) == state->mmap_type)
         return 1;
-    PyObject *base = PyObject_GetAttrString(object, "base");
+    PyObject *base = PyObject_GetAttr(object, state->base_name);
     int owns = base == Py_None;
     Py_XDECREF(base);
     PyErr_Clear();

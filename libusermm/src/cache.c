@@ -130,24 +130,29 @@ int usermm_cache_probe(usermm_cache *cache, enum usermm_probe probe) {
     return busy == -ECHILD ? 0 : busy; /* in a forked child there is nothing yet that could be stale */
 }
 
-int usermm_cache_get(usermm_cache *cache, uint64_t address, uint64_t length, enum usermm_probe probe,
-                     unsigned watch_flags, struct usermm_registration **ret_registration) {
+int usermm_cache_find_or_make(usermm_cache *cache, uint64_t address, uint64_t length, unsigned watch_flags,
+                              struct usermm_registration **ret_registration, bool *ret_made) {
     if (length == 0 || address + length < address || address + length > UINT64_MAX / 2)
         return -EINVAL;
-    int busy = usermm_cache_probe(cache, probe);
-    if (busy < 0)
-        return busy;
-    if (busy)
-        usermm_cache_evict(cache, address, length);
     struct um_entry *entry = find_quickly(cache, address, length);
-    int result = 0;
+    *ret_made = false;
     if (entry)
         um_entry_touch(cache, entry);
-    else
-        result = um_cache_make(cache, address, length, watch_flags, &entry);
+    int result = entry ? 0 : um_cache_make(cache, address, length, watch_flags, &entry, ret_made);
     if (result == 0)
         *ret_registration = &entry->shown;
     return result;
+}
+
+int usermm_cache_get(usermm_cache *cache, uint64_t address, uint64_t length, enum usermm_probe probe,
+                     unsigned watch_flags, struct usermm_registration **ret_registration) {
+    bool made;
+    int busy = usermm_cache_probe(cache, probe);
+    if (busy < 0)
+        return busy;
+    if (busy && length)
+        usermm_cache_evict(cache, address, length);
+    return usermm_cache_find_or_make(cache, address, length, watch_flags, ret_registration, &made);
 }
 
 bool usermm_cache_again(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial) {

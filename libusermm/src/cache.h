@@ -187,6 +187,6 @@ int um_cache_plan(usermm_cache *cache, struct um_request *request);
 
 /* cache_make.c: the slow half of get. Without the lock; the entry is held for the caller. */
 int um_cache_make(usermm_cache *cache, uint64_t address, uint64_t length, unsigned watch_flags,
-                  struct um_entry **ret_entry);
+                  struct um_entry **ret_entry, bool *ret_made);
 
 #endif

@@ -129,7 +129,7 @@ static bool try_again(usermm_cache *cache, struct um_request *request, int resul
 }
 
 int um_cache_make(usermm_cache *cache, uint64_t address, uint64_t length, unsigned watch_flags,
-                  struct um_entry **ret_entry) {
+                  struct um_entry **ret_entry, bool *ret_made) {
     struct um_request request = {.address = address, .length = length, .watch_flags = watch_flags};
     unsigned attempts = 0;
     for (;;) {
@@ -154,6 +154,7 @@ int um_cache_make(usermm_cache *cache, uint64_t address, uint64_t length, unsign
             result = complete(cache, &request, &by_registrar);
         if (result == 0) {
             *ret_entry = request.entry;
+            *ret_made = !request.found;
             return 0;
         }
         if (!try_again(cache, &request, result, by_registrar, &attempts))

@@ -22,6 +22,13 @@ int usermm_cache_evict(usermm_cache *cache, uint64_t address, uint64_t length) {
     return result;
 }
 
+bool usermm_cache_covers(usermm_cache *cache, uint64_t address, uint64_t length) {
+    um_cache_lock(cache);
+    bool covers = um_index_find_cover(&cache->index, address, length) != NULL;
+    um_cache_unlock(cache);
+    return covers;
+}
+
 void usermm_cache_retire(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial) {
     struct um_entry *entry = um_entry_of(registration), *doomed = NULL;
     um_cache_lock(cache);
