@@ -165,6 +165,10 @@ __attribute__((noinline, flatten)) static PyObject *get_slowly(PyObject *self, P
         PyObject *owner = made ? um_owner_new(cache, object, registered) : NULL; /* who finds one is seldom its owner */
         um_askers_remember(&cache->askers, object, address, length, registered, made, owner);
         Py_XDECREF(owner);
+        if (PyErr_Occurred()) { /* Ctrl-C, in a property of the object's */
+            usermm_cache_release(cache->core, registered);
+            return NULL;
+        }
     }
     return um_registration_new(cache, registered);
 }

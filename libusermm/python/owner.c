@@ -9,7 +9,7 @@
 
 struct owner {
     PyObject ob_base;
-    struct um_python_cache *cache; /* borrowed: the cache has the weak reference, and that has this */
+    PyObject *cache; /* a weak reference: the interpreter calls this even if the cache died a moment before */
     struct usermm_registration *registered;
     uint64_t serial;
 };
@@ -27,7 +27,8 @@ static int owns_memory(const struct module_state *state, PyObject *object) {
     PyObject *base = PyObject_GetAttr(object, state->base_name);
     int owns = base == Py_None;
     Py_XDECREF(base);
-    PyErr_Clear();
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))
+        PyErr_Clear();
     return owns;
 }
 
@@ -35,12 +36,14 @@ PyObject *um_owner_new(struct um_python_cache *cache, PyObject *object, struct u
     PyTypeObject *type = (PyTypeObject *)cache->state->owner_type;
     if (!looks_like_a_mapping(registered) || !owns_memory(cache->state, object))
         return NULL;
-    struct owner *self = (struct owner *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    PyObject *reference = PyWeakref_NewRef((PyObject *)cache, NULL);
+    struct owner *self = reference ? (struct owner *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0) : NULL;
     if (!self) {
+        Py_XDECREF(reference);
         PyErr_Clear();
         return NULL;
     }
-    self->cache = cache;
+    self->cache = reference;
     self->registered = registered;
     self->serial = registered->serial;
     return (PyObject *)self;
@@ -50,12 +53,18 @@ PyObject *um_owner_new(struct um_python_cache *cache, PyObject *object, struct u
 static PyObject *call(PyObject *object, PyObject *args, PyObject *kwargs) {
     struct owner *self = (struct owner *)object;
     (void)args, (void)kwargs;
-    usermm_cache_retire(self->cache->core, self->registered, self->serial);
+    PyObject *cache = PyWeakref_GetObject(self->cache);
+    if (!cache || cache == Py_None)
+        Py_RETURN_NONE;
+    Py_INCREF(cache);
+    usermm_cache_retire(um_cache_of(cache)->core, self->registered, self->serial);
+    Py_DECREF(cache);
     Py_RETURN_NONE;
 }
 
 static void dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
+    Py_XDECREF(((struct owner *)object)->cache);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
