@@ -54,24 +54,29 @@ def _making(cache: Cache, traits: Traits, limits: Limits, memory: tuple[int, int
     never = limits.refusal(address, length)
     if never:
         return f"and cannot be: {never}"
-    parts = [_overlaps(traits, rows)] if rows else ["nothing that can be found overlaps"]
-    full = _room(cache.counts(), limits, limits.rounded(address, length))
-    return "; ".join([*parts, full] if full else parts)
+    now = cache.counts()
+    parts = [_overlaps(traits, rows)] if rows else ["nothing there overlaps"]
+    parts += _gone(traits, now) + _room(now, limits, limits.rounded(address, length))
+    return "; ".join(parts)
 
 
-def _room(now: dict[str, int], limits: Limits, length: int) -> str:
-    over = [
-        f"{used} of {limit} {what} are in use"
-        for used, more, limit, what in (
-            (now["pinned_bytes"], length, limits.max_bytes, "bytes"),
-            (now["pinned"], 1, limits.max_count, "registrations"),
+def _gone(traits: Traits, now: dict[str, int]) -> list[str]:
+    gone = now["pinned"] - now["registrations"]
+    if traits.overlap is not Overlap.REFUSED or not gone:
+        return []
+    return [f"{gone} that left the look-up are still held, and the device refuses overlaps: one may be in the way"]
+
+
+def _room(now: dict[str, int], limits: Limits, length: int) -> list[str]:
+    everything_held = now["held"] >= now["pinned"]
+    return [
+        f"{used} of {limit} {what} are in use, " + ("and all are held: release some" if everything_held else then)
+        for used, more, limit, what, then in (
+            (now["pinned_bytes"], length, limits.max_bytes, "bytes", "so others make room first"),
+            (now["pinned"], 1, limits.max_count, "registrations", "so another makes room first"),
         )
         if limit is not None and used + more > limit
     ]
-    if not over:
-        return ""
-    everything_held = now["held"] >= now["pinned"]
-    return f"{' and '.join(over)}, " + ("and all are held: release some" if everything_held else "so others go first")
 
 
 def _overlaps(traits: Traits, rows: list[Row]) -> str:
