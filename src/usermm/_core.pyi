@@ -171,7 +171,7 @@ def buffer_range(buffer: object, /) -> tuple[int, int]:
     """Address and length in bytes of a buffer: buffer protocol, data_ptr() and nbytes, or address and size."""
 
 def track_registrations(*ignored: object) -> None:
-    """Shows the registrations held now to the garbage collector, which need not see those of a moment; for gc.callbacks."""
+    """Shows the registrations held now to the garbage collector, which need not see those of a moment: gc.callbacks."""
 
 def counts() -> dict[str, int]:
     """What is alive in this process: devices, regions, monitors (reader threads), and notifications so far."""

@@ -1,0 +1,43 @@
+"""C of the tests, and copies of the extension that lack a protection; compiled where they are needed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from support.processes import SOURCE, TESTS
+
+NATIVE = TESTS / "support" / "native"
+LIBRARY = SOURCE.parent / "libusermm"
+COMPILER = shutil.which("gcc")
+HEADERS = Path(sysconfig.get_paths()["include"])
+
+_REASON = "needs gcc and Python.h (apt install gcc python3-dev)"
+MISSING = None if COMPILER and (HEADERS / "Python.h").exists() else _REASON
+"""Why nothing can be compiled here, or None."""
+
+_OPTIONS = ("-std=c11", "-O2", "-shared", "-fPIC", "-fvisibility=default", "-pthread", f"-I{HEADERS}")
+
+
+def shared_object(name: str, directory: Path) -> Path:
+    """tests/support/native/NAME.c, to be loaded by ctypes.PyDLL."""
+    target = directory / f"{name}.so"
+    _compile(target, "-Wall", "-Wextra", "-Werror", NATIVE / f"{name}.c")
+    return target
+
+
+def package_without(protection: str, directory: Path) -> Path:
+    """The folder from which `usermm` is imported without the protection USERMM_WITHOUT_`protection`."""
+    package = directory / f"without_{protection.lower()}" / "usermm"
+    shutil.copytree(SOURCE / "usermm", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    sources = [*LIBRARY.glob("src/*.c"), *LIBRARY.glob("python/*.c")]
+    _compile(package / "_core.abi3.so", f"-DUSERMM_WITHOUT_{protection}", f"-I{LIBRARY / 'include'}", *sources)
+    return package.parent
+
+
+def _compile(target: Path, *arguments: str | Path) -> None:
+    assert COMPILER is not None
+    done = subprocess.run([COMPILER, *_OPTIONS, *arguments, "-o", target], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
