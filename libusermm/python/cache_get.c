@@ -83,8 +83,10 @@ static int wait_for_quiet(struct um_python_cache *cache, uint64_t address, uint6
 
 /* The registrar's own exception, or what Python makes of `result`: an exception, or flags to try again with. */
 static int explain_failure(PyObject *self, int result, uint64_t address, uint64_t length, unsigned *ret_flags) {
-    if (PyErr_Occurred())
+    bool by_registrar = result == -ECANCELED || result == -EINTR || result == -ENOSPC;
+    if (by_registrar && PyErr_Occurred())
         return -1;
+    PyErr_Clear(); /* of an attempt before */
     PyObject *flags =
         PyObject_CallMethod(self, "_failed", "iKK", -result, (unsigned long long)address, (unsigned long long)length);
     if (!flags)

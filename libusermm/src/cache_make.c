@@ -106,11 +106,13 @@ static int complete(usermm_cache *cache, struct um_request *request, bool *ret_b
 static bool make_room_at_device(usermm_cache *cache) {
     struct um_entry *doomed = NULL;
     um_cache_lock(cache);
-    bool evicted = um_cache_evict_oldest(cache, &doomed);
+    int result = um_cache_refresh(cache, &doomed); /* what is dead goes before what is old */
+    bool evicted = result == 0 && !doomed && um_cache_evict_oldest(cache, &doomed);
+    bool gave_up = doomed != NULL;
     cache->counts.evictions += evicted;
     um_cache_unlock(cache);
     um_cache_bury(cache, doomed);
-    return evicted;
+    return gave_up;
 }
 
 /* Whether it is worth another try after `result`. */

@@ -185,5 +185,10 @@ int um_cache_plan(usermm_cache *cache, struct um_request *request) {
         result = absorb(cache, request);
     if (result == 0)
         result = make_room(cache, request);
+    if (request->merged && (result == -EADDRINUSE || result == -EDQUOT)) { /* the range itself may be in nobody's way */
+        request->merged = false;
+        request->alone = true;
+        return UM_BURY_FIRST;
+    }
     return result ? result : begin(cache, request);
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from support.processes import run_quietly
 
 from usermm import ArgumentError, LimitError
 from usermm.registrars import Overlap, Traits
@@ -187,6 +190,13 @@ def test_threads_share_it() -> None:
 def test_a_step_has_a_number() -> None:
     with pytest.raises(ArgumentError):
         ScriptedRegistrar().at_register(0)
+
+
+def test_the_programs_of_the_how_to_page(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "test-with-a-scripted-registrar.md"
+    found = re.findall(r"```(python)?\n(.*?)```", page.read_text(), re.DOTALL)
+    program = "\n".join(text for kind, text in found if kind)
+    assert run_quietly(program, tmp_path) == "".join(text for kind, text in found if not kind)
 
 
 def in_a_thread(call: Callable[..., object], *arguments: object) -> None:

@@ -69,6 +69,7 @@ _COUNTERS = (
     ),
     _Metric("evictions", "Registrations given up for want of room", "evictions"),
     _Metric("expirations", "Registrations given up because nobody asked any more", "expirations"),
+    _Metric("retirements", "Registrations given up before the owner of the memory freed it", "retirements"),
     _Metric("merges", "Registrations that gave way to a larger one", "merges"),
     _Metric("retries", "Registrations made again, since the memory changed meanwhile", "retries"),
     _Metric(

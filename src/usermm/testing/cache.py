@@ -10,9 +10,9 @@
 
 The real cache has freedom where this one has rules: which of several covering entries is a hit, and which idle entry is
 given up (this one knows the least recently used exactly, the real one about). A test that plays both against each
-other tells the model what the real one chose. Notifications act in two steps, as with the real one: the entries that
-are hit leave the look-up at once; idle ones are deregistered by the next get, evict or clear, or by `settle`. One
-thread only, but a registrar may call back.
+other tells the model what the real one chose. Notifications act in two steps, as with the real one: what is hit cannot
+be found from that moment on; it leaves, and is deregistered if nobody holds it, in the next get, evict or clear, or by
+`settle`. One thread only, but a registrar may call back.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class ModelCache(Ledger):
         gone = Range(notification.start, notification.end)
         self._notified += 1
         for entry in self._live():
-            entry.live = not entry.range.overlaps(gone)
+            entry.hit = entry.range.overlaps(gone)
         for pending in self._pending:
             pending.hit = pending.hit or pending.range.overlaps(gone)
 
@@ -253,9 +253,9 @@ class ModelCache(Ledger):
         return refused and any(entry.holders and entry.range.overlaps(target) for entry in self._registered)
 
     def _watch(self, target: Range) -> None:
+        self._space.watch(target.start, target.end)  # what is there, and that stays so
         if not self._space.is_mapped(target.start, target.end):
             raise from_errno(errno.EFAULT, f"get: {target} has a hole: map it first")
-        self._space.watch(target.start, target.end)
 
     def _make_room(self, target: Range, outcome: Outcome) -> bool:
         """One step towards it. False: there is room."""

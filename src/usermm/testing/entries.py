@@ -57,6 +57,8 @@ class Entry:
     holders: int = 0
     live: bool = True
     """It is in the look-up. What left it never comes back."""
+    hit: bool = False
+    """A notification took memory of it. It cannot be found any more, and leaves when the next call looks."""
     leaving: bool = False
     """Its deregistration has begun."""
 
@@ -116,8 +118,8 @@ class ModelRegistration:
 
     @property
     def valid(self) -> bool:
-        """It is still in the look-up: nothing took its memory, and nobody gave it up."""
-        return self._entry.live
+        """It can still be found: nothing took its memory, and nobody gave it up."""
+        return self._entry.live and not self._entry.hit
 
     def release(self) -> None:
         """Lets go. A second call does nothing."""

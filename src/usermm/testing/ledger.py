@@ -40,7 +40,7 @@ class Ledger:
         return len(self._registered) + len(self._pending)
 
     def _live(self) -> list[Entry]:
-        return [entry for entry in self._registered if entry.live]
+        return [entry for entry in self._registered if entry.live and not entry.hit]
 
     def _give_up(self, outcome: Outcome) -> bool:
         """Gives up what is dead by now, or else one idle entry. False: there is none."""
@@ -54,12 +54,13 @@ class Ledger:
         return True
 
     def _settle(self, outcome: Outcome) -> bool:
-        """Deregisters what is dead and idle, also what becomes so meanwhile. Whether there was anything."""
+        """What was hit leaves, and is deregistered if it is idle; also what is hit meanwhile. Whether there was any."""
         found = False
-        while dead := [entry for entry in self._registered if not entry.live and entry.idle]:
-            for entry in dead:
-                self._deregister(entry, outcome)
+        while dead := [entry for entry in self._registered if (entry.hit or not entry.live) and entry.idle]:
+            self._retire(dead, outcome)
             found = True
+        for entry in self._registered:
+            entry.live = entry.live and not entry.hit
         return found
 
     def _retire(self, entries: list[Entry], outcome: Outcome) -> int:
