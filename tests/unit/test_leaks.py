@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import mmap
 import os
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final
@@ -18,15 +16,11 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from support.calls import ADDRESS, ALWAYS_ANSWERED, CALLS, COOKIE, PAGE_BYTES, memory, register_argument
+from support.growth import check_no_growth
 
 import usermm
 from usermm import _core
 from usermm.uapi import ummunotify as abi
-
-TIMES: Final = 2000
-ROUNDS: Final = 6
-BLOCKS_ALLOWED: Final = 40  # caches of the interpreter fill up now and then; a leak is at least one for each call
-KIBIBYTES_ALLOWED: Final = 96
 
 Device = usermm.Ummunotify
 
@@ -145,6 +139,7 @@ SUCCESSES: Final[dict[str, Callable[[Device], Any]]] = {
     "buffer_range of a tensor": lambda _: _core.buffer_range(_TENSOR),
     "counts": lambda _: _core.counts(),
     "empty": lambda _: _core.empty(1, 2, 3),
+    "track_registrations": lambda _: _core.track_registrations("start", {}),
 }
 
 _TENSOR = SimpleNamespace(
@@ -206,51 +201,10 @@ def _loop() -> Any:
     _LOOP.close()
 
 
-def _resident_kib() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * PAGE_BYTES // 1024
-
-
-def _now() -> dict[str, int]:
-    gc.collect()
-    counts = _core.counts()
-    return {
-        "blocks": sys.getallocatedblocks(),
-        "KiB": _resident_kib(),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "devices": counts["devices"],
-        "regions": counts["regions"],
-    }
-
-
-def _growth(call: Callable[[], Any], times: int) -> dict[str, int]:
-    before = _now()
-    for _ in range(times):
-        call()
-    after = _now()
-    return {name: after[name] - before[name] for name in before}
-
-
-def _grows(growth: dict[str, int]) -> bool:
-    exact = growth["descriptors"] or growth["devices"] or growth["regions"]
-    return bool(exact or growth["blocks"] > BLOCKS_ALLOWED or growth["KiB"] > KIBIBYTES_ALLOWED)
-
-
-def _check_no_growth(call: Callable[[], Any]) -> None:
-    """A leak shows in every round; caches that fill and arenas that move do not."""
-    _growth(call, 200)
-    rounds = []
-    for _ in range(ROUNDS):
-        rounds.append(_growth(call, TIMES))
-        if not _grows(rounds[-1]):
-            return
-    raise AssertionError(f"grows in every round of {TIMES} calls: {rounds}")
-
-
 @pytest.mark.parametrize("name", SUCCESSES)
 def test_success_leaks_nothing(name: str) -> None:
     with Device() as device:
-        _check_no_growth(lambda: SUCCESSES[name](device))
+        check_no_growth(lambda: SUCCESSES[name](device))
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -265,7 +219,7 @@ def test_an_error_leaks_nothing(name: str) -> None:
                 return
             raise AssertionError("accepted")
 
-        _check_no_growth(call)
+        check_no_growth(call)
 
 
 def _methods() -> set[str]:
@@ -283,13 +237,15 @@ def _listed(calls: dict[str, Any]) -> set[str]:
 
 def test_the_first_and_last_device_leak_nothing() -> None:
     """With it the monitor and its thread start and stop."""
-    _check_no_growth(lambda: _with(_CLOSED))
-    _check_no_growth(lambda: _drop(_CLOSED))
+    check_no_growth(lambda: _with(_CLOSED))
+    check_no_growth(lambda: _drop(_CLOSED))
 
 
 def test_every_method_and_function_is_in_the_lists() -> None:
     assert _listed(SUCCESSES) == _methods() | _functions()
-    cannot_fail = {"close", "closed", "flags", "counts", "empty", "__enter__", "__exit__", "__aiter__"}
+    cannot_fail = {"close", "closed", "flags", "counts", "empty", "__enter__", "__exit__", "__aiter__"} | {
+        "track_registrations"
+    }
     assert _listed(ERRORS) == (_methods() | _functions()) - cannot_fail
 
 
@@ -302,4 +258,4 @@ def test_the_list_of_refusals_has_every_method() -> None:
 def test_a_leak_would_be_seen() -> None:
     kept: list[object] = []
     with pytest.raises(AssertionError, match="grows in every round"):
-        _check_no_growth(lambda: kept.append(object()))
+        check_no_growth(lambda: kept.append(object()))
