@@ -91,8 +91,10 @@ int usermm_cache_get(usermm_cache *cache, uint64_t address, uint64_t length, enu
 int usermm_cache_find_or_make(usermm_cache *cache, uint64_t address, uint64_t length, unsigned watch_flags,
                               struct usermm_registration **ret_registration, bool *ret_made);
 
-/* Whether a get could hit, if nothing changed: without that there is no need to probe. */
-bool usermm_cache_covers(usermm_cache *cache, uint64_t address, uint64_t length);
+/* What a get would find if nothing changed, to be taken by usermm_cache_again, or NULL: then there is no need to probe.
+ */
+struct usermm_registration *usermm_cache_peek(usermm_cache *cache, uint64_t address, uint64_t length,
+                                              uint64_t *ret_serial);
 
 /* The same registration once more, without a look-up. False: it is no longer the one with this serial, or not valid. */
 bool usermm_cache_again(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial);

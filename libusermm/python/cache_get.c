@@ -129,13 +129,17 @@ static struct usermm_registration *find_or_make(PyObject *self, uint64_t address
 static struct usermm_registration *find_exactly(PyObject *self, uint64_t address, uint64_t length, bool *ret_made) {
     struct um_python_cache *cache = um_cache_of(self);
     unsigned unused;
-    if (!usermm_cache_covers(cache->core, address, length)) {
-        struct usermm_registration *registered = find_or_make(self, address, length, ret_made);
+    uint64_t serial;
+    struct usermm_registration *registered = usermm_cache_peek(cache->core, address, length, &serial);
+    if (!registered) {
+        registered = find_or_make(self, address, length, ret_made);
         if (!registered || *ret_made)
             return registered;
         usermm_cache_release(cache->core, registered);
     }
     int result = wait_for_quiet(cache, address, length);
+    if (result >= 0 && serial && usermm_cache_again(cache->core, registered, serial))
+        return registered;
     if (result >= 0)
         return find_or_make(self, address, length, ret_made);
     explain_failure(self, result, address, length, &unused);

@@ -112,8 +112,12 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
 static int clear(PyObject *module) {
     struct module_state *state = PyModule_GetState(module);
     state->pool_count = 0;
-    while (state->spare_count)
-        PyObject_GC_Del(state->spares[--state->spare_count]);
+    while (state->spare_count) {
+        PyObject *spare = state->spares[--state->spare_count];
+        PyObject *type = (PyObject *)Py_TYPE(spare);
+        PyObject_GC_Del(spare);
+        Py_DECREF(type);
+    }
     Py_CLEAR(state->device_error);
     Py_CLEAR(state->cookie_error);
     Py_CLEAR(state->argument_error);

@@ -30,9 +30,13 @@ static struct registration *allocate(struct module_state *state, PyTypeObject *t
 PyObject *um_registration_new(struct um_python_cache *cache, struct usermm_registration *registered) {
     struct module_state *state = cache->state;
     PyTypeObject *type = (PyTypeObject *)state->registration_type;
-    struct registration *self = state->spare_count
-                                    ? (struct registration *)PyObject_Init(state->spares[--state->spare_count], type)
-                                    : allocate(state, type);
+    struct registration *self;
+    if (state->spare_count) {
+        self = (struct registration *)state->spares[--state->spare_count];
+        Py_SET_REFCNT((PyObject *)self, 1); /* it kept its type */
+    } else {
+        self = allocate(state, type);
+    }
     if (!self) {
         usermm_cache_release(cache->core, registered);
         return NULL;
@@ -101,10 +105,11 @@ static void dealloc(PyObject *object) {
         PyObject_GC_UnTrack(object);
     self->is_tracked = false;
     let_go(self);
-    if (self->is_pooled)
+    if (self->is_pooled) {
         state->spares[state->spare_count++] = object;
-    else
-        ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+        return;
+    }
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
 

@@ -22,11 +22,13 @@ int usermm_cache_evict(usermm_cache *cache, uint64_t address, uint64_t length) {
     return result;
 }
 
-bool usermm_cache_covers(usermm_cache *cache, uint64_t address, uint64_t length) {
+struct usermm_registration *usermm_cache_peek(usermm_cache *cache, uint64_t address, uint64_t length,
+                                              uint64_t *ret_serial) {
     um_cache_lock(cache);
-    bool covers = um_index_find_cover(&cache->index, address, length) != NULL;
+    struct um_entry *entry = um_index_find_cover(&cache->index, address, length);
+    *ret_serial = entry ? entry->shown.serial : 0;
     um_cache_unlock(cache);
-    return covers;
+    return entry ? &entry->shown : NULL;
 }
 
 void usermm_cache_retire(usermm_cache *cache, struct usermm_registration *registration, uint64_t serial) {
