@@ -16,15 +16,14 @@ where the model has rules; the model is told what it chose, and accepts nothing 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
+from property.cache_answers import Choice, account, answer, attempt
 from property.recency import Recency
 
 import usermm
-from usermm import LimitError
 from usermm.registrars import Traits
-from usermm.testing import AddressSpace, Call, Cause, ModelCache, ModelRegistration, Notification, Outcome, Range
+from usermm.testing import AddressSpace, Cause, ModelCache, ModelRegistration, Notification, Outcome, Range
 from usermm.testing import ScriptedRegistrar as Scripted
 
 
@@ -87,6 +86,7 @@ class CachePair:
 
     def get(self, asker: Asker, probe: bool | None) -> Held | None:
         """None: both refused. Otherwise it is held until it is released."""
+        before = len(self.devices[0].calls)
         real = attempt(self.real.get, asker, probe=probe)
         wanted, whole = asker.range, None
         if not isinstance(real, tuple):
@@ -94,7 +94,8 @@ class CachePair:
             if probe is None and asker.given == (asker.address, asker.size, real.handle):
                 wanted = whole
         self.model.outcome = Outcome()  # it stays if there is nothing to do
-        choice, notified = Choice(self), self.notified
+        choice = Choice(self.devices[0].calls[before:], self.model, self.devices[1])
+        notified = self.notified
         model = attempt(self.model.get, wanted.start, wanted.length, covering=whole, victims=choice)
         assert answer(real) == answer(model), f"get: real {answer(real)}, model {answer(model)}"
         self._count_get(model)
@@ -197,8 +198,8 @@ class CachePair:
         expected = self.counted | {
             "registrations": len(self.model.live),
             "held": len({held.real.handle for held in self.held}),
-            "pinned": len(self.model.registered),
-            "pinned_bytes": self.model.pinned_bytes,
+            "pinned": len(self.devices[1].live),
+            "pinned_bytes": self.devices[1].pinned_bytes,
             "registered": self.totals["register"],
             "retries": self.totals["register"] - self.counted["misses"],
             "register_failures": self.totals["failed"],
@@ -206,8 +207,8 @@ class CachePair:
             "doubts": 0,
             "waits": 0,
         }
-        wrong = {name: (getattr(stats, name), value) for name, value in expected.items() if getattr(stats, name) != value}
-        assert not wrong, f"counts of the real one and of the model: {wrong}"
+        found = {name: getattr(stats, name) for name in expected}
+        assert found == expected
 
     # Counting
 
@@ -235,8 +236,11 @@ class CachePair:
                 self.recency.hit(held.real.handle)
             if remembered:
                 asker.given = asker.address, asker.size, held.real.handle
-        evicted = {choice.handles[each] for each in self.model.outcome.evicted}
+        evicted = {choice.handles.get(each) for each in self.model.outcome.evicted}
+        assert None not in evicted, "the model gave up what the real one kept"
         self.recency.check(evicted, self.idle() if evicted else set())
+        if not held:  # maybe for want of room, and then all have been looked at
+            self.recency.sweep()
 
     def idle(self) -> set[object]:
         """The handles in the look-up that nobody holds."""
@@ -246,67 +250,3 @@ class CachePair:
     def live_handles(self) -> dict[Range, object]:
         """By what is registered: of several for the same memory the latest, which alone can be in the look-up."""
         return {Range(pin.address, pin.address + pin.length): pin.handle for pin in self.devices[1].live}
-
-
-class Choice:
-    """Whom the real cache gave up to make room, for the model to do the same; it asks at the moment when it needs to.
-
-    Of what the real one deregistered between the same two registrations that is what is still in the model's look-up.
-    The smallest goes first, so that the last one is needed if any order makes it so.
-    """
-
-    def __init__(self, pair: CachePair) -> None:
-        self._pair = pair
-        self._before = len(pair.devices[1].calls)
-        self.handles: dict[Range, object] = {}
-        self._gone: list[list[Range]] = [[]]
-        for call in pair.devices[0].calls[self._before :]:
-            if call.name == "register":
-                self._gone.append([])
-            else:
-                gone = Range(call.address, call.address + call.length)
-                self._gone[-1].append(gone)
-                self.handles[gone] = call.handle
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Range:
-        tries = sum(call.name == "register" for call in self._pair.devices[1].calls[self._before :])
-        left = [each for each in self._gone[tries] if each in self._pair.model.live]
-        if not left:
-            raise StopIteration
-        return min(left, key=lambda each: each.length)
-
-
-def attempt(call: Any, *arguments: Any, **named: Any) -> Any:
-    """What it returns, or (class, errno) of what it raises. The exception would keep objects alive."""
-    try:
-        return call(*arguments, **named)
-    except Exception as error:
-        error.__context__ = error.__traceback__ = None  # the model's are in a cycle with their frames
-        number = getattr(error, "errno", None)
-        # A LimitError has EDQUOT of the cache's, ENOMEM of the model's, or whatever the registrar gave it.
-        return type(error).__name__, None if isinstance(error, LimitError) else number
-
-
-def answer(given: Any) -> tuple[object, ...]:
-    return given if isinstance(given, tuple) else (given.address, given.length, given.handle)
-
-
-def account(calls: list[Call]) -> list[tuple[object, ...]]:
-    """What a device was asked, with deregistrations in order of their handles between two registrations."""
-    return [row for rows in _runs(calls) for row in sorted(rows, key=str)]
-
-
-def _runs(calls: list[Call]) -> Iterator[list[tuple[object, ...]]]:
-    run: list[tuple[object, ...]] = []
-    for call in calls:
-        row = (call.name, call.address, call.length, call.handle, call.error and call.error.__name__)
-        if call.name == "register":
-            yield run
-            yield [row]
-            run = []
-        else:
-            run.append(row)
-    yield run

@@ -25,6 +25,7 @@ from usermm.testing import MADV_DONTNEED, PAGE_BYTES, AddressSpace, ModelCache, 
 from usermm.uapi import procfs
 
 PAGES = 10
+CHANGES = ("mmap", "munmap", "madvise")
 ASKERS_MAX = 4
 HELD_MAX = 5
 
@@ -33,6 +34,7 @@ lengths = st.integers(1, 4)
 probes = st.sampled_from([None, None, True, False])
 mostly = st.sampled_from([True, True, True, False])
 offsets = st.sampled_from([0, 0, 1, 64, 500, 512, 4000])
+edges = st.sampled_from([0, 0, 1, 500, 4096, -1, -512, -4096])
 ranges = st.tuples(pages, offsets, lengths, offsets)
 traits_of_devices = st.builds(
     Traits,
@@ -138,12 +140,11 @@ class CacheSideBySide(RuleBasedStateMachine):
             self.get_once(Owner(self.at(page), length * PAGE_BYTES), probe, kept)
 
     @precondition(lambda self: self.live())
-    @rule(pick=picks, before=offsets, after=offsets, grows=st.booleans(), probe=probes, kept=mostly)
-    def get_near(self, pick: int, before: int, after: int, grows: bool, probe: bool | None, kept: bool) -> None:
-        """What is there, a part of it, or a bit more."""
+    @rule(pick=picks, before=edges, after=edges, probe=probes, kept=mostly)
+    def get_near(self, pick: int, before: int, after: int, probe: bool | None, kept: bool) -> None:
+        """What is there, with less or more at both ends."""
         start, end = self.live()[pick % len(self.live())]
-        start, end = (start - before, end + after) if grows else (start + before, end - after)
-        self.get_once(Asker(start, end - start), probe, kept)
+        self.get_once(Asker(start - before, end + after - (start - before)), probe, kept)
 
     def get_once(self, asker: Asker, probe: bool | None, kept: bool) -> None:
         """Every other object lives on for a while, if it was given something."""
@@ -202,7 +203,7 @@ class CacheSideBySide(RuleBasedStateMachine):
             for device in self.pair.devices:
                 device.at_register(self.pair.registrations + number, raises=error)
 
-    @rule(page=pages, length=lengths, what=st.sampled_from(["mmap", "munmap", "madvise"]), times=st.sampled_from([1, 8]))
+    @rule(page=pages, length=lengths, what=st.sampled_from(CHANGES), times=st.sampled_from([1, 8]))
     def let_memory_change_meanwhile(self, page: int, length: int, what: str, times: int) -> None:
         """At the end of the registration: a device without room is asked first, or both would count as reasons."""
         for number in range(1, 1 + times):

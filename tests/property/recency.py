@@ -3,8 +3,8 @@
 The real one is a clock: registrations wait in the order in which they were made or last looked at, and one that was
 asked for since then is put back once before it goes. Seen from outside:
 
-    What was asked for again since the last time that room was made goes only if everything that stays, idle, was
-    asked for again since it was made.
+    What was asked for again since the last time that room was looked for goes only if everything that stays, idle,
+    was asked for again since it was made.
 
 So one that nobody ever asked for again goes before one that is in use, however old that is. Which of several in use
 goes is not promised.
