@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import importlib
 import os
 from collections.abc import Iterator
 
@@ -130,9 +131,7 @@ def _found(may_load: bool) -> ctypes.CDLL:
         step = "pass library=, the path of the one that made the context"
         raise ArgumentError(f"UcxMemory: no {_LIBRARY} is loaded in this process: {step}")
     with contextlib.suppress(ImportError, OSError):
-        import libucx  # type: ignore[import-not-found, unused-ignore]
-
-        libucx.load_library()
+        importlib.import_module("libucx").load_library()
     with contextlib.suppress(OSError):
         return ctypes.CDLL(_LIBRARY)  # the wheel's by now, or else the system's
     step = "pip install usermm[ucx], or apt install libucx0"
