@@ -12,8 +12,7 @@ import sys
 from typing import Any
 
 import pytest
-
-from usermm import Ummunotify, UnavailableError
+from support.available import needs_userfaultfd
 
 TABLES = ["hit_1", "hit_1000", "hit_100000", "miss", "after_unmap", "registering"]
 MACHINE = {"cpu", "cores", "virtual", "kernel", "python", "usermm", "load"}
@@ -23,16 +22,7 @@ PATCHED = "import sys; exec(sys.argv[1]); from usermm.__main__ import main; sys.
 FEW = "from usermm.measurement import bench; bench.COUNTS = (1, 10); "
 
 
-def available() -> str:
-    """Why it cannot run here; empty when it can."""
-    try:
-        Ummunotify().close()
-    except UnavailableError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(available()), reason=f"needs userfaultfd: {available()}")
+pytestmark = needs_userfaultfd
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

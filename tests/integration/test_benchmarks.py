@@ -10,24 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from usermm import Ummunotify, UnavailableError
+from support.available import needs_userfaultfd
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["generation", "check", "munmap", "register", "notifications", "rcache", "cache"]
 MACHINE = {"cpu", "cores", "virtual", "kernel", "python", "compiler", "usermm", "load"}
 
 
-def available() -> str:
-    """Why the benchmarks cannot run here; empty when they can."""
-    try:
-        Ummunotify().close()
-    except UnavailableError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(available()), reason=f"needs userfaultfd: {available()}")
+pytestmark = needs_userfaultfd
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.calls import CALLS, refused_line
+from support.threads import running
 
 import usermm
 from usermm import _core
@@ -30,30 +31,6 @@ MAPPED_BYTES = 33 * MEBIBYTE  # above the largest threshold of malloc(3): a mapp
 def device() -> Iterator[usermm.Ummunotify]:
     with usermm.Ummunotify() as device:
         yield device
-
-
-@contextlib.contextmanager
-def running(*functions: Callable[[], Any]) -> Iterator[list[threading.Thread]]:
-    """Threads that must end, without an exception, within 20 s of the end of the block."""
-    failures: list[BaseException] = []
-
-    def run(function: Callable[[], Any]) -> None:
-        try:
-            function()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(function,), daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
-    try:
-        yield threads
-    finally:
-        for thread in threads:
-            thread.join(20)
-    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
-    if failures:
-        raise failures[0]
 
 
 @contextlib.contextmanager
