@@ -134,6 +134,21 @@ static int make_room(usermm_cache *cache, struct um_request *request) {
     return request->doomed ? UM_BURY_FIRST : 0;
 }
 
+static void notice(struct um_node *node, void *context) {
+    (void)node;
+    *(bool *)context = true;
+}
+
+/* Before others are given up for it: memory that will be refused is worth none of them. */
+static int look_at_memory(const usermm_cache *cache, const struct um_request *request) {
+    bool costs = is_full(cache, request);
+    if (cache->registrar.overlap != USERMM_OVERLAP_ALLOWED)
+        um_tree_visit(cache->index.tree, request->start, request->end, notice, &costs);
+    return costs && atomic_load(&cache->device)
+               ? um_refuse(request->address, request->address + request->length, request->watch_flags)
+               : 0;
+}
+
 static void set_range(struct um_entry *entry, uint64_t address, uint64_t length, uint64_t serial) {
     /* Atomic, since a look-up without the lock may still be at the entry's former self. */
     __atomic_store_n(&entry->shown.address, address, __ATOMIC_RELAXED);
@@ -181,6 +196,8 @@ int um_cache_plan(usermm_cache *cache, struct um_request *request) {
         merge(cache, request);
     if (result == 0)
         result = look_at_others(cache, request);
+    if (result == 0)
+        result = look_at_memory(cache, request);
     if (result == 0)
         result = absorb(cache, request);
     if (result == 0)

@@ -89,6 +89,8 @@ void um_queue_remove(struct um_region *region);
 
 /* Makes [start, end) report to the monitor. As usermm_register, and -EBADF or -ENOTTY: the descriptor is not ours. */
 int um_watch(uint64_t start, uint64_t end, unsigned flags);
+/* The part of it that changes nothing: whether this memory would be refused as it is now. */
+int um_refuse(uint64_t start, uint64_t end, unsigned flags);
 void um_unwatch(uint64_t start, uint64_t end); /* whole pages */
 
 #endif

@@ -151,9 +151,9 @@ static bool must_be_coarse(void) {
     return now_coarse;
 }
 
-/* What nobody may register, and what USERMM_REFUSE_* asks. The memory is watched by now, so a change after this look is
+/* What nobody may register, and what USERMM_REFUSE_* asks. Once the memory is watched, a change after this look is
  * reported. */
-static int refuse(uint64_t start, uint64_t end, unsigned flags) {
+int um_refuse(uint64_t start, uint64_t end, unsigned flags) {
     struct mapping mapping;
     for (uint64_t at = start; at < end; at = mapping.end) {
         int result = mapping_at(at, &mapping);
@@ -196,5 +196,5 @@ int um_watch(uint64_t start, uint64_t end, unsigned flags) {
     if (end <= start)
         return flags & USERMM_REFUSE_HOLES ? -EFAULT : watch_inside_out(start, end);
     int result = watch_pages(start, end);
-    return result ? result : refuse(start, end, flags);
+    return result ? result : um_refuse(start, end, flags);
 }

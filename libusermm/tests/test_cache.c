@@ -178,6 +178,19 @@ static void limits_are_kept(void) {
     CHECK(count().pinned_bytes_max <= 8 * PAGE);
 }
 
+static void a_refused_get_costs_nobody_anything(void) {
+    struct usermm_registration *none;
+    char *memory = test_map(8);
+    open_cache(USERMM_OVERLAP_MERGED, 0, 1, 0);
+    uint64_t kept = look(memory, 2 * PAGE);
+    munmap(memory + 4 * PAGE, PAGE);
+    uint64_t start = (uintptr_t)memory;
+    unsigned flags = USERMM_REFUSE_HOLES;
+    CHECK(refused(usermm_cache_get(cache, start + 4 * PAGE, PAGE, USERMM_PROBE_WAIT, flags, &none), -EFAULT));
+    CHECK(refused(usermm_cache_get(cache, start + PAGE, 4 * PAGE, USERMM_PROBE_WAIT, flags, &none), -EFAULT));
+    CHECK(look(memory, PAGE) == kept || test_fault_fired());
+}
+
 static void the_least_recently_used_goes(void) {
     char *memory = test_map(16);
     open_cache(USERMM_OVERLAP_ALLOWED, 0, 3, 0);
@@ -411,6 +424,7 @@ static const struct test tests[] = {
     TEST(a_holder_keeps_it),
     TEST(again_is_the_same_or_nothing),
     TEST(limits_are_kept),
+    TEST(a_refused_get_costs_nobody_anything),
     TEST(the_least_recently_used_goes),
     TEST(a_full_device_makes_room),
     TEST(overlaps_are_merged),
