@@ -73,6 +73,9 @@ static void merge(const usermm_cache *cache, struct um_request *request) {
         request->merged = growth.end - growth.start != request->end - request->start;
         request->start = request->merged_start = growth.start;
         request->end = request->merged_end = growth.end;
+    } else {
+        request->merged = false;
+        request->alone = true; /* without its parts there would be another union in the next pass */
     }
 }
 

@@ -58,7 +58,7 @@ def answer(given: Any) -> tuple[object, ...]:
 
 
 def account(calls: list[Call]) -> list[tuple[object, ...]]:
-    """What a device was asked, with deregistrations in order of their handles between two registrations."""
+    """What a device was asked, with the deregistrations between two registrations in one order."""
     return [row for rows in _runs(calls) for row in sorted(rows, key=str)]
 
 

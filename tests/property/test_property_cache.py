@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from property.cache_side_by_side import CacheSideBySide
+from support.available import needs_userfaultfd
 
-import usermm
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _userfaultfd() -> None:
-    try:
-        usermm.Ummunotify().close()
-    except usermm.UnavailableError as error:
-        pytest.skip(f"no userfaultfd for the real one: {error}")
-
+pytestmark = needs_userfaultfd
 
 TestCacheSideBySide = CacheSideBySide.TestCase

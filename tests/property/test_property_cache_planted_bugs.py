@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 from property.cache_side_by_side import CacheSideBySide
 from property.recency import Recency
+from support.available import needs_userfaultfd
 
-import usermm
 from usermm.testing import ModelCache, Notification, Range
 from usermm.testing.entries import Entry, Outcome
 from usermm.testing.ledger import Ledger
@@ -86,15 +86,12 @@ MISTAKES = {
 
 @pytest.fixture(params=sorted(MISTAKES))
 def mistake(request: pytest.FixtureRequest) -> Iterator[str]:
-    try:
-        usermm.Ummunotify().close()
-    except usermm.UnavailableError as error:
-        pytest.skip(f"no userfaultfd for the real one: {error}")
     where, name, replacement = MISTAKES[request.param]
     with mock.patch.object(where, name, replacement):
         yield request.param
 
 
+@needs_userfaultfd
 @pytest.mark.usefixtures("mistake")
 def test_a_planted_mistake_is_found() -> None:
     """A machine that cannot fail proves nothing."""

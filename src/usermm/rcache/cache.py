@@ -107,7 +107,10 @@ class RegistrationCache(_core.Cache, Generic[Handle]):
         return Statistics(**self.counts())
 
     def explain(self, buffer: object) -> str:
-        """In words: whether a get of this buffer would hit now, whether it would probe, and why. Changes nothing."""
+        """In words: whether a get of this buffer would hit now, whether it would probe, and why. Changes nothing.
+
+        It looks at the cache, not at the memory: what get would refuse for that it calls a miss.
+        """
         return explanation.explain(self, self._traits, self._limits, buffer, self.memory_of(buffer))
 
     def __enter__(self) -> Self:
@@ -168,9 +171,11 @@ def _logged(registrar: Registrar[Handle]) -> Callable[[Handle], None]:
     def give_back(handle: Handle) -> None:
         try:
             deregister(handle)
-        except Exception:
+        except BaseException as error:
             name = type(registrar).__name__
             log.exception("%s.deregister(%r) failed: the device may still use that memory", name, handle)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C: where nobody can be told, the interpreter prints it
 
     return give_back
 

@@ -21,7 +21,7 @@ class Statistics:
     hits: int
     misses: int
     probes: int
-    """System calls that asked for a quiet moment: for objects that had not asked before."""
+    """System calls that asked for a quiet moment: for objects that had not asked before and found something."""
     doubts: int
     """Times that there was none for 100 ms: what was there was given up and registered anew."""
     waits: int

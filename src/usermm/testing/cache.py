@@ -183,11 +183,18 @@ class ModelCache(Ledger):
             making.notified = self._notified
         target = making.target(self._live(), self._registrar.traits, self.max_bytes)
         self._check_reentry(making.wanted, target)
+        if not self._is_held(target, live=False) and self._costs_others(target):
+            self._check_mapped(making.wanted)  # memory that will be refused is worth no other registration
         if self._is_held(target):
             text = f"get: {target} overlaps a registration that somebody holds: release that first"
             making.drop_union(OverlapError(errno.EADDRINUSE, text))
-        elif not self._merge(target, making.outcome) and not self._make_room(target, making.outcome):
-            return self._try(target, making)
+        elif not self._merge(target, making.outcome):
+            try:
+                has_room = not self._make_room(target, making.outcome)
+            except LimitError as error:
+                making.drop_union(error)
+            else:
+                return self._try(target, making) if has_room else None
         return None
 
     def _try(self, target: Range, making: Making) -> Entry | None:
@@ -247,21 +254,33 @@ class ModelCache(Ledger):
             if overlap is Overlap.REFUSED and entry.leaving and entry.range.overlaps(target):
                 raise _waits_for_itself(wanted, entry.range)
 
-    def _is_held(self, target: Range) -> bool:
-        """Somebody holds what would have to be given back."""
+    def _is_held(self, target: Range, *, live: bool = True) -> bool:
+        """Somebody holds what would have to be given back; without `live`, of what has left the look-up."""
         refused = self._registrar.traits.overlap is Overlap.REFUSED
-        return refused and any(entry.holders and entry.range.overlaps(target) for entry in self._registered)
+        entries = [entry for entry in self._registered if live or not entry.live]
+        return refused and any(entry.holders and entry.range.overlaps(target) for entry in entries)
+
+    def _costs_others(self, target: Range) -> bool:
+        """Something has to leave for it."""
+        exclusive = self._registrar.traits.overlap is not Overlap.ALLOWED
+        return self._is_full(target) or (exclusive and any(entry.range.overlaps(target) for entry in self._live()))
 
     def _watch(self, target: Range) -> None:
         self._space.watch(target.start, target.end)  # what is there, and that stays so
+        self._check_mapped(target)
+
+    def _check_mapped(self, target: Range) -> None:
         if not self._space.is_mapped(target.start, target.end):
             raise from_errno(errno.EFAULT, f"get: {target} has a hole: map it first")
 
-    def _make_room(self, target: Range, outcome: Outcome) -> bool:
-        """One step towards it. False: there is room."""
+    def _is_full(self, target: Range) -> bool:
         count, pinned_bytes = self._count + 1, self.pinned_bytes + target.length
         too_many = self.max_count is not None and count > self.max_count
-        if not too_many and (self.max_bytes is None or pinned_bytes <= self.max_bytes):
+        return too_many or (self.max_bytes is not None and pinned_bytes > self.max_bytes)
+
+    def _make_room(self, target: Range, outcome: Outcome) -> bool:
+        """One step towards it. False: there is room."""
+        if not self._is_full(target):
             return False
         if not self._give_up(outcome):
             for entry in self._registered:

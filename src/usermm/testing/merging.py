@@ -43,7 +43,8 @@ class Making:
             return rounded
         union = _union(self._union or rounded, live, traits)
         limits = [limit for limit in (traits.max_length_bytes, max_bytes) if limit is not None]
-        if union == rounded or any(union.length > limit for limit in limits):
+        self._alone = any(union.length > limit for limit in limits)
+        if union == rounded or self._alone:
             return rounded
         self._union = union
         return union
