@@ -127,9 +127,9 @@ class Cache:
 
         `buffer`: the buffer protocol (contiguous; writable where the device writes), data_ptr() and nbytes, or address
         and size. `probe`, a system call, asks that no change of watched memory be under way. None: only if something is
-        found and this very object did not ask before, which is exact across threads as long as an object's memory is not exchanged by a
-        thread without the interpreter's lock; True: always, which is exact even then; False: never, which is exact for
-        every change whose call has returned.
+        found and this very object did not ask before, which is exact across threads as long as an object's memory is
+        not exchanged by a thread without the interpreter's lock; True: always, which is exact even then; False: never,
+        which is exact for every change whose call has returned.
 
         Raises ArgumentError, ArgumentTypeError (the buffer; longer than the device takes), UnwatchableError (the memory
         can change unseen), LimitError (the cache's or the device's limits, and all is held), OverlapError,
