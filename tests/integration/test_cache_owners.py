@@ -70,10 +70,17 @@ _NUMPY = """
 
     ctypes.CDLL(None).mallopt(-3, 1 << 17)  # M_MMAP_THRESHOLD: it stays at its first value
     registrar = ScriptedRegistrar()
+    fillers = []  # of holes in the heap, which malloc takes before it maps anything
+
+    def mapped():
+        while (array := np.zeros(1 << 18, np.uint8)).__array_interface__["data"][0] % 4096 != 16:
+            fillers.append(array)
+        return array
+
     with usermm.RegistrationCache(registrar, linger_s=None) as cache:
         cache.upkeep_due = False
         for number in range(1, 6):
-            owner = np.zeros(1 << 18, np.uint8)
+            owner = mapped()
             assert [cache.get(owner).handle for _ in range(3)] == [number] * 3
             del owner
             assert not registrar.live
