@@ -34,7 +34,6 @@ void um_cache_kill(usermm_cache *cache, struct um_entry *entry, struct um_entry 
 
 struct collection {
     struct um_entry *first;
-    uint64_t end;
     unsigned count;
 };
 

@@ -137,16 +137,11 @@ static int make_room(usermm_cache *cache, struct um_request *request) {
     return request->doomed ? UM_BURY_FIRST : 0;
 }
 
-static void notice(struct um_node *node, void *context) {
-    (void)node;
-    *(bool *)context = true;
-}
-
 /* Before others are given up for it: memory that will be refused is worth none of them. */
 static int look_at_memory(const usermm_cache *cache, const struct um_request *request) {
-    bool costs = is_full(cache, request);
-    if (cache->registrar.overlap != USERMM_OVERLAP_ALLOWED)
-        um_tree_visit(cache->index.tree, request->start, request->end, notice, &costs);
+    bool gives_way = cache->registrar.overlap != USERMM_OVERLAP_ALLOWED;
+    bool costs =
+        is_full(cache, request) || (gives_way && um_tree_overlaps(cache->index.tree, request->start, request->end));
     return costs && atomic_load(&cache->device)
                ? um_refuse(request->address, request->address + request->length, request->watch_flags)
                : 0;

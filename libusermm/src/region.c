@@ -81,11 +81,6 @@ int um_region_add(usermm_device *device, struct um_region *region, unsigned flag
     return um_means_lost(-result) ? um_lost(device, result) : result;
 }
 
-static void notice(struct um_node *node, void *context) {
-    (void)node;
-    *(bool *)context = true;
-}
-
 /*
  * Under the lock, so that a region which is put there meanwhile is seen here, or its watch comes after. Whoever holds
  * the kernel's lock on the mappings never waits for the reader, so neither does this.
@@ -93,13 +88,11 @@ static void notice(struct um_node *node, void *context) {
 void um_region_retire(struct um_region *region) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start = region->by_start.key & ~(page - 1);
     uint64_t end = (region->by_start.end + page - 1) & ~(page - 1);
-    bool shared = false;
     sigset_t saved;
     um_lock(&saved);
     if (region->by_start.serial)
         um_queue_remove(region);
-    um_tree_visit(um_monitor.regions, start, end, notice, &shared);
-    if (!shared && um_device_state(region->device) == 0)
+    if (!um_tree_overlaps(um_monitor.regions, start, end) && um_device_state(region->device) == 0)
         um_unwatch(start, end);
     um_unlock(&saved);
 }

@@ -94,3 +94,11 @@ void um_tree_visit(struct um_node *root, uint64_t start, uint64_t end,
         visit(root, context);
     um_tree_visit(root->right, start, end, visit, context);
 }
+
+bool um_tree_overlaps(const struct um_node *root, uint64_t start, uint64_t end) {
+    if (!root || root->max_end <= start)
+        return false;
+    if (root->key < end && root->end > start)
+        return true;
+    return um_tree_overlaps(root->left, start, end) || (root->key < end && um_tree_overlaps(root->right, start, end));
+}

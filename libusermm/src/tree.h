@@ -2,6 +2,7 @@
 #ifndef UM_TREE_H
 #define UM_TREE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Intrusive; `serial` is unique in its tree, never 0, and grows with age: a larger serial is newer. */
@@ -20,5 +21,8 @@ struct um_node *um_tree_find(struct um_node *root, uint64_t key);
 /* Calls visit for each node with node.key < end and start < node.end, in order. Allocates nothing. */
 void um_tree_visit(struct um_node *root, uint64_t start, uint64_t end,
                    void (*visit)(struct um_node *node, void *context), void *context);
+
+/* Whether there is one that um_tree_visit would call for. */
+bool um_tree_overlaps(const struct um_node *root, uint64_t start, uint64_t end);
 
 #endif

@@ -7,7 +7,6 @@ import errno
 import gc
 import mmap
 import os
-import signal
 import threading
 import time
 import weakref
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.calls import CALLS, refused_line
-from support.threads import running
+from support.threads import alarm, running
 
 import usermm
 from usermm import _core
@@ -31,17 +30,6 @@ MAPPED_BYTES = 33 * MEBIBYTE  # above the largest threshold of malloc(3): a mapp
 def device() -> Iterator[usermm.Ummunotify]:
     with usermm.Ummunotify() as device:
         yield device
-
-
-@contextlib.contextmanager
-def alarm(handler: Callable[[int, Any], Any], after_s: float, every_s: float = 0) -> Iterator[None]:
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, after_s, every_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def unmap_one(device: usermm.Ummunotify, cookie: int | None = None) -> None:
