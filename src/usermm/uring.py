@@ -18,7 +18,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from usermm._uring_calls import checked, read_error, require, syscall
+from usermm._uring_calls import checked, read_error, register_sparse_table, require, syscall, update_buffer
 from usermm.errors import ClosedError, DeviceError, ForkedError, from_errno
 from usermm.uapi import io_uring as abi
 
@@ -52,11 +52,7 @@ class Ring:
         )
         try:
             self._map(parameters)
-            table = abi.RSRC_REGISTER.pack(slots, abi.IORING_RSRC_REGISTER_SPARSE, 0, 0, 0)
-            checked(
-                f"register a table of {slots} fixed buffers",
-                self._register(abi.IORING_REGISTER_BUFFERS2, table),
-            )
+            checked(f"register a table of {slots} fixed buffers", register_sparse_table(self._fd, slots))
         except BaseException:
             self.close()
             raise
@@ -209,16 +205,9 @@ class Ring:
         self._require_live()
         require("slot", slot, 0, self.slots - 1)
         require("tag", tag, 0, _READ - 1)
-        vector = ctypes.create_string_buffer(abi.IOVEC.pack(address, length), abi.IOVEC.size)
-        tags = ctypes.c_uint64(tag)
-        update = abi.RSRC_UPDATE2.pack(slot, 0, ctypes.addressof(vector), ctypes.addressof(tags), 1, 0)
         what = f"io_uring fixed buffer {slot} = {length} bytes at {address:#x}"
-        checked(what, self._register(abi.IORING_REGISTER_BUFFERS_UPDATE, update))
+        checked(what, update_buffer(self._fd, slot, address, length, tag))
         self._reap(None)  # at most one tag each time, so that tags never fill the queue
-
-    def _register(self, operation: int, argument: bytes) -> int:
-        raw = ctypes.create_string_buffer(argument, len(argument))
-        return syscall(abi.SYS_IO_URING_REGISTER, self._fd, operation, ctypes.addressof(raw), len(argument))
 
     def _enter(self, submit: int) -> int:
         """Submit and wait for one completion; after a signal the caller looks and waits again."""
