@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SANITIZE ?=
-C_SOURCES := $(wildcard libusermm/src/* libusermm/python/* libusermm/include/*)
+C_SOURCES := $(wildcard $(addprefix libusermm/,src/* python/* preload/* include/*.h include/linux/* man/* *.map *.in))
 
 demo: $(VENV)/.built
 	$(BIN)/usermm demo
@@ -23,7 +23,7 @@ check: $(VENV)/.built
 ifeq ($(SANITIZE),)
 	$(BIN)/ruff check src tests benchmarks examples setup.py
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror libusermm/*/*.[ch]
+	$(BIN)/clang-format --dry-run -Werror $(wildcard libusermm/*/*.[ch] libusermm/include/linux/*.h examples/*/*.[ch])
 	$(MAKE) -s -C libusermm check
 else
 	$(MAKE) -s -C libusermm check SANITIZE=$(SANITIZE)
@@ -57,6 +57,6 @@ $(VENV)/.built: $(VENV)/.made pyproject.toml setup.py $(C_SOURCES)
 
 clean:
 	$(MAKE) -C libusermm clean
-	rm -rf build dist $(VENV) src/usermm/*.so src/*.egg-info
+	rm -rf build dist $(VENV) src/usermm/*.so src/usermm/lib src/usermm/include src/usermm/share src/*.egg-info
 
 .PHONY: demo test bench check stress models build clean

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <sys/ioctl.h>
 
+#include "abi.h"
 #include "copy.h"
 #include "device.h"
 #include "monitor.h"
@@ -23,6 +24,44 @@ struct register_v1 {
 #define V1_REGISTER_REGION _IOWR('U', 1, struct register_v1)
 #define V1_UNREGISTER_REGION _IOW('U', 2, uint64_t)
 
+static enum um_request_kind parse_v1(unsigned long request, void *argument, struct um_request *ret_request) {
+    struct register_v1 region;
+    switch (request) {
+    case V1_REGISTER_REGION:
+        if (um_copy_in(&region, argument, sizeof region))
+            return UM_REQUEST_FAULTS;
+        *ret_request = (struct um_request){region.start, region.end, region.user_cookie, region.intf_version == 1};
+        return UM_REQUEST_REGISTER;
+    case V1_UNREGISTER_REGION:
+        return um_copy_in(&ret_request->cookie, argument, sizeof ret_request->cookie) ? UM_REQUEST_FAULTS
+                                                                                      : UM_REQUEST_UNREGISTER;
+    default:
+        return UM_REQUEST_UNKNOWN;
+    }
+}
+
+static enum um_request_kind parse_v2(unsigned long request, void *argument, struct um_request *ret_request) {
+    struct register_v2 region;
+    switch (request) {
+    case V2_EXCHANGE_FEATURES:
+        return UM_REQUEST_EXCHANGE;
+    case V2_REGISTER_REGION:
+        if (um_copy_in(&region, argument, sizeof region))
+            return UM_REQUEST_FAULTS;
+        *ret_request = (struct um_request){region.start, region.end, region.user_cookie, true};
+        return UM_REQUEST_REGISTER;
+    case V2_UNREGISTER_REGION:
+        return um_copy_in(&ret_request->cookie, argument, sizeof ret_request->cookie) ? UM_REQUEST_FAULTS
+                                                                                      : UM_REQUEST_UNREGISTER;
+    default:
+        return UM_REQUEST_UNKNOWN;
+    }
+}
+
+enum um_request_kind um_abi_parse(int abi, unsigned long request, void *argument, struct um_request *ret_request) {
+    return (abi == USERMM_ABI_UMMUNOT ? parse_v1 : parse_v2)(request, argument, ret_request);
+}
+
 /* Allowed once, as the first use; the attempt counts. No feature is defined, so the answer is none of them. */
 static int exchange_features(usermm_device *device, void *argument) {
     uint32_t features;
@@ -34,57 +73,21 @@ static int exchange_features(usermm_device *device, void *argument) {
     return um_copy_out(argument, &features, sizeof features);
 }
 
-static int register_v2(usermm_device *device, void *argument) {
-    struct register_v2 request;
-    if (um_copy_in(&request, argument, sizeof request))
-        return -EFAULT;
-    return usermm_register(device, request.start, request.end, request.user_cookie, 0);
-}
-
-static int register_v1(usermm_device *device, void *argument) {
-    struct register_v1 request;
-    if (um_copy_in(&request, argument, sizeof request))
-        return -EFAULT;
-    if (request.intf_version != 1)
-        return -EINVAL;
-    return usermm_register(device, request.start, request.end, request.user_cookie, 0);
-}
-
-static int unregister(usermm_device *device, void *argument) {
-    uint64_t cookie;
-    if (um_copy_in(&cookie, argument, sizeof cookie))
-        return -EFAULT;
-    return usermm_unregister(device, cookie);
-}
-
-static int ioctl_v1(usermm_device *device, unsigned long request, void *argument) {
-    switch (request) {
-    case V1_REGISTER_REGION:
-        return register_v1(device, argument);
-    case V1_UNREGISTER_REGION:
-        return unregister(device, argument);
-    default:
-        return -ENOTTY;
-    }
-}
-
-static int ioctl_v2(usermm_device *device, unsigned long request, void *argument) {
-    switch (request) {
-    case V2_EXCHANGE_FEATURES:
-        return exchange_features(device, argument);
-    case V2_REGISTER_REGION:
-        return register_v2(device, argument);
-    case V2_UNREGISTER_REGION:
-        return unregister(device, argument);
-    default:
-        return -ENOTTY;
-    }
-}
-
 int usermm_ioctl(usermm_device *device, unsigned long request, void *argument) {
+    struct um_request parsed;
     int state = um_device_state(device);
     if (state)
         return state;
-    return device->abi == USERMM_ABI_UMMUNOT ? ioctl_v1(device, request, argument)
-                                             : ioctl_v2(device, request, argument);
+    switch (um_abi_parse(device->abi, request, argument, &parsed)) {
+    case UM_REQUEST_FAULTS:
+        return -EFAULT;
+    case UM_REQUEST_EXCHANGE:
+        return exchange_features(device, argument);
+    case UM_REQUEST_REGISTER:
+        return parsed.is_known_version ? usermm_register(device, parsed.start, parsed.end, parsed.cookie, 0) : -EINVAL;
+    case UM_REQUEST_UNREGISTER:
+        return usermm_unregister(device, parsed.cookie);
+    default:
+        return -ENOTTY;
+    }
 }

@@ -35,6 +35,19 @@ static int wait_until_quiet(const usermm_device *device, const uint64_t *seen, i
     }
 }
 
+void um_quiet_soon(int64_t limit_ns) {
+    uint64_t deadline_ns = 0;
+    if (!um_monitor.page || atomic_load(&um_monitor.page->epoch) == 0)
+        return;
+    for (unsigned attempt = 0; um_probe() == 1; attempt++) {
+        um_backoff(attempt);
+        if (deadline_ns == 0)
+            deadline_ns = um_now_ns() + (uint64_t)limit_ns;
+        else if (um_now_ns() > deadline_ns)
+            return;
+    }
+}
+
 int um_lost(const usermm_device *device, int result) {
     um_monitor_fail(atomic_load(&device->epoch), -result);
     return um_device_state(device);

@@ -3,7 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 
+#include "gate.h"
 #include "monitor.h"
 #include "sys.h"
 
@@ -25,11 +28,11 @@ int um_device_state(const usermm_device *device) {
 }
 
 static void free_device(usermm_device *device) {
-    int fds[] = {device->ready_fd, device->signal_fd, device->page_fd};
-    for (int i = 0; i < 3; i++)
+    int fds[] = {device->ready_fd, device->signal_fd};
+    for (int i = 0; i < 2; i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    free(device);
+    um_sys_free(device, sizeof *device);
 }
 
 int usermm_open(int abi, int flags, usermm_device **ret_device) {
@@ -68,7 +71,7 @@ static bool free_some_regions(usermm_device *device) {
     }
     um_unlock(&saved);
     for (unsigned i = 0; i < count; i++)
-        free(gone[i]);
+        um_sys_free(gone[i], sizeof *gone[i]);
     return count != 0;
 }
 
@@ -80,15 +83,15 @@ static void close_pipe(usermm_device *device) {
     bool inherited = um_device_is_inherited(device);
     if (inherited)
         device->waiters = 0; /* they wait in the parent */
-    int fds[] = {device->signal_fd, device->page_fd, device->waiters ? -1 : device->ready_fd};
-    device->signal_fd = device->page_fd = -1;
+    int fds[] = {device->signal_fd, device->waiters ? -1 : device->ready_fd};
+    device->signal_fd = -1;
     if (!device->waiters)
         device->ready_fd = -1;
     bool lost = um_monitor.descriptors_lost && !inherited;
-    if (!lost && !inherited && fds[0] >= 0 && write(fds[0], "", 1) < 0)
+    if (!lost && !inherited && fds[0] >= 0 && write(fds[0], UM_MARK, 1) < 0)
         errno = 0; /* full: it polls readable already */
     um_unlock(&saved);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 2; i++)
         if (fds[i] >= 0 && !lost)
             close(fds[i]);
 }
@@ -97,17 +100,22 @@ void usermm_shutdown(usermm_device *device) {
     bool inherited = um_device_is_inherited(device);
     if (atomic_exchange(&device->epoch, SHUT_DOWN) == SHUT_DOWN)
         return;
+    if (!inherited)
+        um_settle(); /* what has happened is still counted, in the page, too */
     while (!inherited && free_some_regions(device))
         ;
     close_pipe(device);
+    um_device_wake(device);
     if (!inherited)
         um_monitor_leave(device);
+    else if (device->page_fd >= 0)
+        close(device->page_fd);
 }
 
 void usermm_close(usermm_device *device) {
     usermm_shutdown(device);
     if (device->page)
-        munmap((void *)device->page, (size_t)sysconf(_SC_PAGESIZE));
+        munmap((void *)device->page, 2 * (size_t)sysconf(_SC_PAGESIZE));
     free_device(device);
 }
 
@@ -166,4 +174,21 @@ int usermm_wait(usermm_device *device, int timeout_ms) {
     if (state)
         return state;
     return result == -EBADF ? um_lost(device, result) : result;
+}
+
+uint32_t um_device_wakeups(usermm_device *device) {
+    return atomic_load(&device->wakeups);
+}
+
+void um_device_wake(usermm_device *device) {
+    atomic_fetch_add(&device->wakeups, 1);
+    if (atomic_load(&device->has_sleepers))
+        syscall(SYS_futex, &device->wakeups, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+/* The kernel restarts it after a handler with SA_RESTART, as it does a device's read, and unlike poll. */
+int um_device_sleep(usermm_device *device, uint32_t wakeups) {
+    atomic_store(&device->has_sleepers, true);
+    long result = syscall(SYS_futex, &device->wakeups, FUTEX_WAIT_PRIVATE, wakeups, NULL, NULL, 0);
+    return result && errno == EINTR ? -EINTR : 0;
 }

@@ -13,6 +13,12 @@
 
 #define UM_EVENTS_PER_READ 128 /* one page of 4096 bytes */
 
+/*
+ * What is written to a device's pipe. A program that reads it past usermm (by a descriptor that nobody told us of)
+ * finds it as the first byte; text never begins with it, since it is no UTF-8.
+ */
+#define UM_MARK "\xf7"
+
 struct um_region {
     struct um_node by_start;  /* in the monitor's tree; key and end are the region; serial 0: it is not in the tree */
     struct um_node by_cookie; /* in the device's tree; key is the cookie; serial 0: it has none */
@@ -39,12 +45,17 @@ struct usermm_device {
     bool last_owed;          /* version 2: the buffer was full when the queue ran dry */
     int ready_fd, signal_fd; /* a pipe: bytes in it are what makes the device poll readable */
     int page_fd;             /* memfd behind usermm_map, -1 until the first one */
-    _Atomic uint64_t *page;
+    _Atomic uint64_t *page;  /* what clients map; a page further, what forked children map: see gate.c */
+    bool gate_shut;
     bool coalesces, signalled; /* at most one byte is in the pipe, which only um_device_rest takes out */
     unsigned waiters;
     usermm_device *next, **link; /* open devices */
     usermm_device *next_hit;     /* during one notification */
     bool is_hit;
+    struct um_mapping *mappings; /* of the page, by clients; guarded by um_lifecycle_lock */
+    _Atomic uint32_t wakeups;    /* what um_device_sleep sleeps on */
+    atomic_bool has_sleepers;    /* once one slept, each wakeup costs a system call */
+    unsigned number;             /* whoever opened it may number it */
 };
 
 /* Whether this is a child of the process that opened it. */
@@ -70,6 +81,9 @@ int um_queue_notify(uint64_t start, uint64_t end, enum usermm_cause cause);
 void um_device_coalesce(usermm_device *device);
 void um_device_rest(usermm_device *device);
 
+/* Makes the device poll readable again after its pipe was read by others, if there is something to read. */
+void um_device_rearm(usermm_device *device);
+
 /* As usermm_register, for a region without a cookie that stays the caller's. */
 int um_region_add(usermm_device *device, struct um_region *region, unsigned flags);
 /* Takes it out of the monitor, if it is still in. */
@@ -80,6 +94,14 @@ void um_region_retire(struct um_region *region);
 
 /* Takes up to `capacity` regions that were hit out of the queue and of the monitor, and says how many. */
 unsigned um_queue_take(usermm_device *device, struct um_region **ret_regions, unsigned capacity);
+
+/*
+ * To wait as read(2) does: take um_device_wakeups, find nothing to read, sleep on what it was. 0: look again; -EINTR: a
+ * signal's handler ran, and did not ask for restarts (SA_RESTART).
+ */
+uint32_t um_device_wakeups(usermm_device *device);
+int um_device_sleep(usermm_device *device, uint32_t wakeups);
+void um_device_wake(usermm_device *device);
 
 /* Counts one more change; `page` shows it too. With the lock held. */
 void um_queue_advance(usermm_device *device);

@@ -4,8 +4,10 @@
 #include <fcntl.h>
 
 #include "device.h"
+#include "gate.h"
 #include "kernel.h"
 #include "monitor.h"
+#include "page.h"
 #include "sys.h"
 #include "userfaultfd.h"
 
@@ -15,9 +17,9 @@
 static pthread_mutex_t lifecycle = PTHREAD_MUTEX_INITIALIZER;
 
 static void close_descriptors(void) {
-    int fds[] = {atomic_exchange(&um_monitor.uffd, -1), um_monitor.maps_fd};
-    um_monitor.maps_fd = -1;
-    for (int i = 0; i < 2; i++)
+    int fds[] = {atomic_exchange(&um_monitor.uffd, -1), um_monitor.gate_fd, um_monitor.maps_fd};
+    um_monitor.gate_fd = um_monitor.maps_fd = -1;
+    for (int i = 0; i < 3; i++)
         if (fds[i] >= 0 && !um_monitor.descriptors_lost)
             close(fds[i]);
 }
@@ -59,6 +61,20 @@ static void in_parent(void) {
     pthread_mutex_unlock(&lifecycle);
 }
 
+static void in_forked_child(void) {
+    for (usermm_device *device = um_monitor.devices; device; device = device->next)
+        um_page_inherit(device);
+    in_child();
+}
+
+void um_lifecycle_lock(void) {
+    pthread_mutex_lock(&lifecycle);
+}
+
+void um_lifecycle_unlock(void) {
+    pthread_mutex_unlock(&lifecycle);
+}
+
 static int prepare_once(void) {
     if (um_monitor.page)
         return 0;
@@ -68,7 +84,7 @@ static int prepare_once(void) {
     if (page == MAP_FAILED)
         return -ENOMEM;
     if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) ||
-        pthread_atfork(before_fork, in_parent, in_child)) {
+        pthread_atfork(before_fork, in_parent, in_forked_child)) {
         munmap(page, (size_t)sysconf(_SC_PAGESIZE));
         return -ENOMEM;
     }
@@ -112,7 +128,7 @@ static int hang_doorbell(void) {
 }
 
 static int start(void) {
-    int uffd, result = prepare_once();
+    int uffd = -1, result = prepare_once();
     if (result == 0)
         result = um_userfaultfd_open(&uffd);
     if (result)
@@ -121,7 +137,9 @@ static int start(void) {
     um_monitor.failure = 0;
     um_monitor.descriptors_lost = false;
     um_monitor.epoch++;
-    result = open_maps();
+    result = um_userfaultfd_open_gate(&um_monitor.gate_fd);
+    if (result == 0)
+        result = open_maps();
     if (result == 0)
         result = hang_doorbell();
     atomic_store(&um_monitor.page->epoch, um_monitor.epoch);
@@ -193,10 +211,12 @@ void um_monitor_leave(usermm_device *device) {
     sigset_t saved;
     pthread_mutex_lock(&lifecycle);
     um_lock(&saved);
+    um_gate_open_device(device);
     *device->link = device->next;
     if (device->next)
         device->next->link = device->link;
     um_unlock(&saved);
+    um_page_rest(device);
     if (--um_monitor.open_devices == 0)
         stop();
     pthread_mutex_unlock(&lifecycle);

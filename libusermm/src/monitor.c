@@ -12,20 +12,24 @@
 
 struct um_monitor um_monitor = {
     .uffd = -1,
+    .gate_fd = -1,
     .maps_fd = -1,
     .lock = PTHREAD_MUTEX_INITIALIZER,
 };
 
 void um_lock(sigset_t *ret_saved) {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, ret_saved);
+    if (!um_signals_are_blocked()) {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, ret_saved);
+    }
     pthread_mutex_lock(&um_monitor.lock);
 }
 
 void um_unlock(const sigset_t *saved) {
     pthread_mutex_unlock(&um_monitor.lock);
-    pthread_sigmask(SIG_SETMASK, saved, NULL);
+    if (!um_signals_are_blocked())
+        pthread_sigmask(SIG_SETMASK, saved, NULL);
 }
 
 void um_backoff(unsigned attempt) {
@@ -74,7 +78,8 @@ void um_monitor_fail_locked(int reason) {
     atomic_store(&um_monitor.page->epoch, 0);
     for (usermm_device *device = um_monitor.devices; device; device = device->next) {
         um_queue_advance(device);
-        if (!um_monitor.descriptors_lost && write(device->signal_fd, "", 1) < 0)
+        um_device_wake(device);
+        if (!um_monitor.descriptors_lost && write(device->signal_fd, UM_MARK, 1) < 0)
             continue; /* full: it polls readable already */
     }
 }

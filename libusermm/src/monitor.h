@@ -24,6 +24,7 @@ struct um_page {
 struct um_monitor {
     struct um_page *page;
     _Atomic int uffd; /* -1 when absent, as the next; atomic: a check may race with the last close */
+    int gate_fd;      /* a second userfaultfd, see gate.c */
     int maps_fd;
     void *doorbell; /* a watched page: unmapping it wakes the reader */
     pthread_t reader;
@@ -37,6 +38,8 @@ struct um_monitor {
     uint64_t region_count, next_serial;
     usermm_device *devices; /* open ones */
     _Atomic uint64_t notifications;
+    /* Told of each device that a notification hit, from the reader, with the lock held; NULL: nobody listens. */
+    void (*trace)(const usermm_device *device, uint64_t start, uint64_t end, enum usermm_cause cause);
 };
 extern struct um_monitor um_monitor;
 
@@ -66,6 +69,8 @@ void um_settle(void);
 
 /* 0: no change of watched memory is under way; 1: one is; negative errno: the descriptor is not our userfaultfd. */
 int um_probe(void);
+/* Returns when no change is under way, after limit_ns at most; whatever is wrong, somebody else finds out. */
+void um_quiet_soon(int64_t limit_ns);
 /* Whether an errno of the probe says that the number is closed or somebody else's file. */
 bool um_means_lost(int number);
 
@@ -76,6 +81,11 @@ void *um_reader(void *argument);
 uint64_t um_life(void);
 /* What that needs; the first device does it, too. -ENOMEM */
 int um_prepare(void);
+
+/* Held while the monitor starts or stops, and while mappings of the generation are noted: forks wait for it. The reader
+ * never takes it. */
+void um_lifecycle_lock(void);
+void um_lifecycle_unlock(void);
 
 uint64_t um_now_ns(void);
 

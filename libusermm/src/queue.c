@@ -4,6 +4,7 @@
 
 #include "copy.h"
 #include "device.h"
+#include "gate.h"
 #include "monitor.h"
 #include "sys.h"
 
@@ -53,16 +54,16 @@ static void hit(struct um_node *node, void *context) {
 void um_queue_advance(usermm_device *device) {
     uint64_t generation = atomic_load(&device->generation) + 1;
     atomic_store(&device->generation, generation);
-    if (device->page)
-        atomic_store(device->page, generation);
+    um_gate_show(device, generation);
 }
 
 /* One byte for each notification, as each one owes a SIGIO. A full pipe polls readable and needs no more. */
 static int signal_readable(usermm_device *device) {
+    um_device_wake(device);
     if (device->coalesces && device->signalled)
         return 0;
     device->signalled = true;
-    return um_sys_write(device->signal_fd, "", 1) < 0 && errno != EAGAIN ? -errno : 0;
+    return um_sys_write(device->signal_fd, UM_MARK, 1) < 0 && errno != EAGAIN ? -errno : 0;
 }
 
 int um_queue_notify(uint64_t start, uint64_t end, enum usermm_cause cause) {
@@ -72,6 +73,8 @@ int um_queue_notify(uint64_t start, uint64_t end, enum usermm_cause cause) {
     for (usermm_device *device = notification.hit; device; device = device->next_hit) {
         device->is_hit = false;
         um_queue_advance(device);
+        if (um_monitor.trace)
+            um_monitor.trace(device, start, end, cause);
         int failed = signal_readable(device);
         if (result == 0)
             result = failed;
@@ -114,6 +117,17 @@ void um_device_rest(usermm_device *device) {
     if (device->signalled && um_device_state(device) == 0)
         empty_pipe(device);
     device->signalled = false;
+    um_unlock(&saved);
+}
+
+/* Somebody took bytes out of the pipe who is none of us: who polls must go on seeing what there is. */
+void um_device_rearm(usermm_device *device) {
+    int waiting = 0;
+    sigset_t saved;
+    um_lock(&saved);
+    if ((device->first_queued || device->last_owed) && um_device_state(device) == 0 &&
+        ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting == 0)
+        um_sys_write(device->signal_fd, UM_MARK, 1);
     um_unlock(&saved);
 }
 

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 
 #include "device.h"
+#include "gate.h"
 #include "kernel.h"
 #include "monitor.h"
 #include "sys.h"
@@ -45,23 +46,50 @@ static int drain(int uffd) {
     return result;
 }
 
-/* Odd before the read that lets the unmapping thread go on: whoever sees odd waits for what that thread did. */
-static bool begin(uint64_t epoch) {
+/*
+ * Odd and shut before the read that lets the unmapping thread go on: whoever sees odd, or loads the generation from the
+ * mapped page, waits for what that thread did. 1, 0: the monitor has ended, -errno: it has to.
+ */
+static int begin(uint64_t epoch) {
     pthread_mutex_lock(&um_monitor.lock);
-    bool alive = atomic_load(&um_monitor.page->epoch) == epoch;
-    if (alive)
+    int result = atomic_load(&um_monitor.page->epoch) == epoch;
+    if (result) {
         atomic_fetch_add(&um_monitor.page->in_flight, 1);
+        int shut = um_gate_shut();
+        result = shut ? shut : 1;
+    }
     pthread_mutex_unlock(&um_monitor.lock);
-    return alive;
+    return result;
 }
 
 static void finish(int result) {
-    if (result < 0) {
-        pthread_mutex_lock(&um_monitor.lock);
+    pthread_mutex_lock(&um_monitor.lock);
+    if (result < 0)
         um_monitor_fail_locked(-result);
-        pthread_mutex_unlock(&um_monitor.lock);
-    }
+    um_gate_open();
+    pthread_mutex_unlock(&um_monitor.lock);
     atomic_fetch_add(&um_monitor.page->in_flight, 1);
+}
+
+/* One turn: whatever woke the poll, or why it failed. 1 to go on, 0: the monitor has ended, -errno: it has failed. */
+static int serve(uint64_t epoch, int ready, const struct pollfd *fds) {
+    int number = errno, result = 0;
+    if (ready > 0 && fds[1].revents) {
+        result = um_gate_attend();
+        if (result == 0 && !fds[0].revents)
+            return 1;
+    }
+    int begun = begin(epoch);
+    if (begun == 0)
+        return 0;
+    if (begun < 0)
+        result = begun;
+    else if (ready < 0 && number != EINTR)
+        result = -number;
+    if (result == 0 && ready >= 0)
+        result = drain(fds[0].fd);
+    finish(result);
+    return result ? result : 1;
 }
 
 /*
@@ -82,19 +110,10 @@ static void release_watches(int uffd) {
  */
 void *um_reader(void *argument) {
     uint64_t epoch = (uint64_t)(uintptr_t)argument;
-    struct pollfd fd = {.fd = um_monitor.uffd, .events = POLLIN};
+    struct pollfd fds[] = {{.fd = um_monitor.uffd, .events = POLLIN}, {.fd = um_monitor.gate_fd, .events = POLLIN}};
     /* The last read may have taken the doorbell's message with its own, and then nothing more wakes the poll. */
-    for (int result = 0; result == 0 && atomic_load(&um_monitor.page->epoch) == epoch;) {
-        int ready = um_sys_poll(&fd, 1, LOOK_AGAIN_MS);
-        int number = errno;
-        if (!begin(epoch))
-            break; /* stopped or failed */
-        if (ready >= 0)
-            result = drain(fd.fd);
-        else if (number != EINTR)
-            result = -number;
-        finish(result);
-    }
-    release_watches(fd.fd);
+    for (int going = 1; going > 0 && atomic_load(&um_monitor.page->epoch) == epoch;)
+        going = serve(epoch, um_sys_poll(fds, 2, LOOK_AGAIN_MS), fds);
+    release_watches(fds[0].fd);
     return NULL;
 }

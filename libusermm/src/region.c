@@ -37,7 +37,7 @@ static int withdraw(usermm_device *device, uint64_t cookie, uint64_t serial) {
         um_queue_remove(region);
     }
     um_unlock(&saved);
-    free(region);
+    um_sys_free(region, sizeof *region);
     return region ? 0 : -EINVAL;
 }
 
@@ -60,7 +60,7 @@ int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_
     region->by_cookie.key = cookie;
     result = insert(device, region, true);
     if (result) {
-        free(region);
+        um_sys_free(region, sizeof *region);
         return result;
     }
     uint64_t serial = region->by_cookie.serial;

@@ -21,8 +21,35 @@ static inline bool um_fault(const char *call) {
 }
 #endif
 
+#ifdef USERMM_PRELOAD /* inside programs whose malloc, or signal handlers, call it: see preload/ */
+extern _Thread_local unsigned um_guard_depth;
+/* Whether the caller has seen to it, so that one call of the program blocks them once. */
+static inline bool um_signals_are_blocked(void) {
+    return um_guard_depth != 0;
+}
+void *um_memory_alloc(size_t size);
+void um_memory_free(void *memory, size_t size);
+#else
+static inline bool um_signals_are_blocked(void) {
+    return false;
+}
+static inline void *um_memory_alloc(size_t size) {
+    return calloc(1, size);
+}
+static inline void um_memory_free(void *memory, size_t size) {
+    (void)size;
+    free(memory);
+}
+#endif
+
+/* Zeroed, or NULL. */
 static inline void *um_sys_alloc(size_t size) {
-    return um_fault("malloc") ? NULL : calloc(1, size);
+    return um_fault("malloc") ? NULL : um_memory_alloc(size);
+}
+
+/* `size` is what it was allocated with. NULL is freed as free does it. */
+static inline void um_sys_free(void *memory, size_t size) {
+    um_memory_free(memory, size);
 }
 
 static inline int um_sys_ioctl(int fd, unsigned long request, void *argument) {

@@ -48,13 +48,13 @@ static int open_any(void) {
     return fd;
 }
 
-int um_userfaultfd_open(int *ret_fd) {
+static int open_with(const uint64_t *sets, unsigned count, int *ret_fd) {
     int number = EINVAL;
-    for (unsigned i = 0; i < sizeof feature_sets / sizeof *feature_sets; i++) {
+    for (unsigned i = 0; i < count; i++) {
         int fd = open_any();
         if (fd < 0)
             return -errno;
-        struct uffdio_api api = {.api = UFFD_API, .features = feature_sets[i]};
+        struct uffdio_api api = {.api = UFFD_API, .features = sets[i]};
         if (um_sys_ioctl(fd, UFFDIO_API, &api) == 0) {
             *ret_fd = fd;
             return 0;
@@ -65,4 +65,13 @@ int um_userfaultfd_open(int *ret_fd) {
             break;
     }
     return number == EINVAL ? -ENOSYS : -number; /* EINVAL: a kernel without write-protect mode and its events */
+}
+
+int um_userfaultfd_open(int *ret_fd) {
+    return open_with(feature_sets, sizeof feature_sets / sizeof *feature_sets, ret_fd);
+}
+
+int um_userfaultfd_open_gate(int *ret_fd) {
+    static const uint64_t features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_EVENT_REMAP;
+    return open_with(&features, 1, ret_fd);
 }

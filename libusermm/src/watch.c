@@ -8,6 +8,7 @@
 #include "device.h"
 #include "kernel.h"
 #include "monitor.h"
+#include "page.h"
 #include "sys.h"
 
 #define RECOUNT_COARSE 65536
@@ -70,6 +71,16 @@ static bool is_sysv(const struct mapping *mapping) {
     return mapping->has_inode && strncmp(mapping->name, "/SYSV", 5) == 0;
 }
 
+/* Guarded by the other userfaultfd, and nothing that a device is given. */
+static bool is_generation(const struct mapping *mapping) {
+    return mapping->has_inode && strncmp(mapping->name, "/memfd:" UM_PAGE_NAME, sizeof "/memfd:" UM_PAGE_NAME - 1) == 0;
+}
+
+bool um_page_is_at(uint64_t address) {
+    struct mapping mapping;
+    return mapping_at(address, &mapping) == 0 && mapping.start <= address && is_generation(&mapping);
+}
+
 static int watch_range(uint64_t start, uint64_t end) {
     struct uffdio_register request = {.range = {start, end - start}, .mode = UFFDIO_REGISTER_MODE_WP};
     return um_sys_ioctl(um_monitor.uffd, UFFDIO_REGISTER, &request) ? -errno : 0;
@@ -96,6 +107,8 @@ static int watch_each(uint64_t start, uint64_t end, bool coarse) {
             return 0;
         if (result)
             return result;
+        if (is_generation(&mapping))
+            continue;
         result = watch_mapping(&mapping, mapping.start > start ? mapping.start : start,
                                mapping.end < end ? mapping.end : end, coarse);
         /* A mapping that went away meanwhile is a hole, not a refusal. */
@@ -122,13 +135,13 @@ static uint64_t count_mappings(void) {
 }
 
 static uint64_t max_map_count(void) {
-    unsigned long limit = DEFAULT_MAX_MAP_COUNT;
-    FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
-    if (file && fscanf(file, "%lu", &limit) != 1)
-        limit = DEFAULT_MAX_MAP_COUNT;
-    if (file)
-        fclose(file);
-    return limit;
+    char text[32] = "";
+    int fd = open("/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    unsigned long limit = size > 0 ? strtoul(text, NULL, 10) : 0;
+    return limit ? limit : DEFAULT_MAX_MAP_COUNT;
 }
 
 /*
@@ -180,7 +193,7 @@ static int watch_pages(uint64_t start, uint64_t end) {
     end = end > top ? top : (end + page_size - 1) & ~(page_size - 1);
     bool coarse = must_be_coarse();
     int result = coarse ? -ENOMEM : watch_range(start, end);
-    if (result == -EINVAL || result == -ENOMEM || result == -EPERM)
+    if (result == -EINVAL || result == -ENOMEM || result == -EPERM || result == -EBUSY)
         result = watch_each(start, end, coarse);
     return result;
 }

@@ -70,6 +70,10 @@ class UnavailableError(DeviceError):
     """This kernel, user or container allows no userfaultfd (EPERM, ENOSYS); ``usermm doctor`` names the cure."""
 
 
+class NotInstalledError(UsermmError, FileNotFoundError):
+    """A C library, header or man page of usermm is not where it is installed; the message says how to build it."""
+
+
 class WouldBlockError(DeviceError, BlockingIOError):
     """Nothing to read, and the device was opened with O_NONBLOCK (EAGAIN)."""
 

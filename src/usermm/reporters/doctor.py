@@ -47,13 +47,14 @@ def _monitor(name: str, monitor: Data) -> Iterator[str]:
     yield f"monitor {name}"
     for way in monitor["availability"]["ways"]:
         yield f"  {'yes' if way['errno'] == 0 else 'no '}  {way['name']}{_error(way['errno'])}"
-    features = monitor["availability"]["features"]
-    yield f"  features: {' '.join(features) if features else 'none'}"
+    if monitor["availability"]["features"]:
+        yield f"  features: {' '.join(monitor['availability']['features'])}"
     missing = [*monitor["availability"]["missing"], *monitor["availability"]["lacking"]]
     if missing:
         yield f"  missing:  {' '.join(missing)}"
     if monitor["problem"]:
-        yield f"  not tried to the end: {monitor['problem']}"
+        how = "not tried to the end" if monitor["availability"]["available"] else "not tried"
+        yield f"  {how}: {monitor['problem']}"
         return
     yield "  each event, made on purpose:"
     for event in monitor["events"]:
@@ -80,6 +81,8 @@ def _event(event: Data) -> str:
 
 def _race(race: Data) -> str:
     line = f"{race['name']:<14}{race['wrong']} wrong answers in {race['trials']} trials"
+    if not race["trials_unprotected"]:
+        return line
     unprotected = f"{race['wrong_unprotected']} in {race['trials_unprotected']}"
     # Nothing wrong without the protection either: the threads never met, and the zero proves little.
     doubt = "" if race["wrong_unprotected"] else ": the race was not met"

@@ -1,0 +1,260 @@
+#define _GNU_SOURCE
+#include "client.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "device.h"
+#include "memory.h"
+#include "native.h"
+#include "sys.h"
+#include "trace.h"
+
+#define LIVE (UINT64_C(1) << 63)
+#define SLOTS_PER_CHUNK 1024u
+#define MAX_CHUNKS 1024u
+#define LOOKS_PER_OPEN 2u /* so that ten thousand opens do not look at ten thousand clients each */
+
+_Atomic uint32_t um_table[UM_TABLE_SIZE];
+_Atomic uint32_t um_clients;
+static struct um_client *_Atomic chunks[MAX_CHUNKS]; /* never freed: whoever has a stale slot finds a client there */
+static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER; /* making clients; inside a guard */
+static _Atomic pid_t process;
+_Thread_local unsigned um_guard_depth;
+
+void um_guard_enter(struct um_guard *guard) {
+    if (um_guard_depth == 0) {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &guard->signals);
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &guard->cancel_state);
+    }
+    um_guard_depth++;
+}
+
+void um_guard_leave(const struct um_guard *guard) {
+    if (--um_guard_depth)
+        return;
+    pthread_setcancelstate(guard->cancel_state, NULL);
+    pthread_sigmask(SIG_SETMASK, &guard->signals, NULL);
+}
+
+bool um_guard_is_inside(void) {
+    return um_guard_depth != 0;
+}
+
+bool um_is_vfork_child(void) {
+    return atomic_load(&process) != 0 && atomic_load(&process) != (pid_t)syscall(SYS_getpid);
+}
+
+static struct um_client *at(uint32_t slot) {
+    return &atomic_load(&chunks[slot / SLOTS_PER_CHUNK])[slot % SLOTS_PER_CHUNK];
+}
+
+/* Holds it if it lives and is the pipe's; looked at again after, since a slot is used again. */
+static bool hold(struct um_client *client, uint64_t inode) {
+    uint64_t holders = atomic_load(&client->holders);
+    do {
+        if (!(holders & LIVE) || atomic_load(&client->inode) != inode)
+            return false;
+    } while (!atomic_compare_exchange_weak(&client->holders, &holders, holders + 1));
+    if (atomic_load(&client->inode) == inode)
+        return true;
+    um_client_drop(client);
+    return false;
+}
+
+static bool is_pipe(int fd, uint64_t *ret_inode) {
+    struct stat found;
+    int number = errno;
+    bool result = fstat(fd, &found) == 0 && S_ISFIFO(found.st_mode);
+    errno = number;
+    *ret_inode = result ? found.st_ino : 0;
+    return result;
+}
+
+static void know(int fd, uint32_t entry) {
+    if ((unsigned)fd < UM_TABLE_SIZE)
+        atomic_store(&um_table[fd], entry);
+}
+
+struct um_client *um_client_hold(int fd) {
+    uint64_t inode;
+    uint32_t entry = (unsigned)fd < UM_TABLE_SIZE ? atomic_load(&um_table[fd]) : 0;
+    if (!is_pipe(fd, &inode)) {
+        if (entry)
+            know(fd, 0); /* closed behind us, and perhaps something else by now */
+        return NULL;
+    }
+    if (entry && hold(at(entry - 1), inode))
+        return at(entry - 1);
+    uint32_t count = atomic_load(&um_clients);
+    for (uint32_t slot = 0; slot < count; slot++) {
+        if (hold(at(slot), inode)) {
+            know(fd, slot + 1);
+            return at(slot);
+        }
+    }
+    if (entry)
+        know(fd, 0);
+    return NULL;
+}
+
+/* Ends the device if no descriptor of the program's is left, in this process or another. */
+static void end_if_unused(struct um_client *client) {
+    uint64_t nobody = LIVE;
+    struct um_guard guard;
+    um_guard_enter(&guard);
+    atomic_store(&client->doubtful, false);
+    usermm_device *device = client->device;
+    if (!um_device_is_inherited(device) && flock(device->ready_fd, LOCK_EX | LOCK_NB) == 0) {
+        if (atomic_compare_exchange_strong(&client->holders, &nobody, 0)) {
+            um_trace_close(device);
+            usermm_close(device);
+        } else {
+            atomic_store(&client->doubtful, true); /* a call is in progress: its end ends the device */
+        }
+    }
+    um_guard_leave(&guard);
+}
+
+void um_client_drop(struct um_client *client) {
+    int number = errno;
+    if (atomic_fetch_sub(&client->holders, 1) == (LIVE | 1) && atomic_load(&client->doubtful))
+        end_if_unused(client);
+    errno = number;
+}
+
+int um_client_close(int fd) {
+    struct um_client *client = um_client_hold(fd);
+    know(fd, 0);
+    int result = UM_NATIVE(close)(fd), number = errno;
+    if (client) {
+        atomic_store(&client->doubtful, true);
+        um_client_drop(client);
+    }
+    errno = number;
+    return result;
+}
+
+/* Descriptors can be closed past us: a device that nobody has any more is found here at the latest. */
+static void look_for_unused(void) {
+    static uint32_t next;
+    uint32_t count = atomic_load(&um_clients);
+    for (uint32_t i = 0; i < LOOKS_PER_OPEN && count; i++) {
+        struct um_client *client = at(next++ % count);
+        if (atomic_load(&client->holders) == LIVE)
+            end_if_unused(client);
+    }
+}
+
+static struct um_client *make_slot(uint32_t slot) {
+    uint32_t chunk = slot / SLOTS_PER_CHUNK;
+    if (chunk >= MAX_CHUNKS)
+        return NULL;
+    if (!atomic_load(&chunks[chunk])) {
+        void *memory = mmap(NULL, SLOTS_PER_CHUNK * sizeof(struct um_client), PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED)
+            return NULL;
+        atomic_store(&chunks[chunk], memory);
+    }
+    atomic_store(&um_clients, slot + 1);
+    return at(slot);
+}
+
+/* A slot that nobody uses; the first of them is looked for from where the last one was found. */
+static struct um_client *find_slot(uint32_t *ret_slot) {
+    static uint32_t next;
+    uint32_t count = atomic_load(&um_clients);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t slot = (next + i) % count;
+        if (i >= SLOTS_PER_CHUNK)
+            break; /* rather a new one than a long look */
+        if (atomic_load(&at(slot)->holders) == 0) {
+            next = slot + 1;
+            *ret_slot = slot;
+            return at(slot);
+        }
+    }
+    *ret_slot = count;
+    return make_slot(count);
+}
+
+/* The program's own description of the pipe, in the number that was the lowest free one when it asked. */
+static int describe(usermm_device *device, int reserved, int flags) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", device->ready_fd);
+    int fd = UM_NATIVE(open)(path, O_RDONLY | O_CLOEXEC | (flags & O_NONBLOCK));
+    if (fd < 0)
+        return -errno;
+    int result = flock(fd, LOCK_SH | LOCK_NB) || dup3(fd, reserved, flags & O_CLOEXEC) < 0 ? -errno : 0;
+    UM_NATIVE(close)(fd);
+    return result;
+}
+
+static int publish(usermm_device *device, int fd) {
+    static unsigned numbers;
+    uint32_t slot;
+    uint64_t inode;
+    struct um_client *client = is_pipe(fd, &inode) ? find_slot(&slot) : NULL;
+    if (!client)
+        return -ENOMEM;
+    device->number = ++numbers;
+    client->device = device;
+    atomic_store(&client->doubtful, false);
+    atomic_store(&client->inode, inode);
+    atomic_store(&client->holders, LIVE);
+    know(fd, slot + 1);
+    return 0;
+}
+
+static int open_reserved(int abi, int flags, int reserved) {
+    usermm_device *device;
+    int result = usermm_open(abi, flags & (O_ACCMODE | O_NONBLOCK), &device);
+    if (result)
+        return result;
+    pthread_mutex_lock(&slots_lock);
+    look_for_unused();
+    result = describe(device, reserved, flags);
+    if (result == 0)
+        result = publish(device, reserved);
+    pthread_mutex_unlock(&slots_lock);
+    if (result)
+        usermm_close(device);
+    return result;
+}
+
+static void in_child(void) {
+    atomic_store(&process, (pid_t)syscall(SYS_getpid));
+    slots_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    um_memory_in_child();
+    um_guard_depth = 0;
+}
+
+int um_client_open(int abi, int flags) {
+    struct um_guard guard;
+    if ((flags & O_ACCMODE) != O_RDONLY)
+        return -EINVAL;
+    int reserved = UM_NATIVE(open)("/", O_PATH | O_CLOEXEC);
+    if (reserved < 0)
+        return -errno;
+    um_guard_enter(&guard);
+    if (atomic_load(&process) == 0) {
+        pthread_atfork(NULL, NULL, in_child);
+        atomic_store(&process, (pid_t)syscall(SYS_getpid));
+    }
+    um_trace_start();
+    int result = open_reserved(abi, flags, reserved);
+    um_guard_leave(&guard);
+    if (result)
+        UM_NATIVE(close)(reserved);
+    return result ? result : reserved;
+}

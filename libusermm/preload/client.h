@@ -1,0 +1,60 @@
+/*
+ * The devices that the program has open, by its descriptors.
+ *
+ * A client's descriptor is a description of its own of the device's pipe, with a shared flock(2) on it. So the kernel
+ * counts its copies, whoever makes and closes them (dup, fork, SCM_RIGHTS, exec), and the device ends when an exclusive
+ * lock can be had. Whether a number is a device's is asked of the kernel, too: the pipe's inode. The table only says
+ * where it is worth asking before a read.
+ */
+#ifndef UM_CLIENT_H
+#define UM_CLIENT_H
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "usermm.h"
+
+struct um_client {
+    _Atomic uint64_t holders; /* calls in progress, and UM_CLIENT_LIVE */
+    _Atomic uint64_t inode;   /* of the pipe */
+    usermm_device *device;
+    atomic_bool doubtful; /* a descriptor was closed: perhaps the last */
+};
+
+#define UM_TABLE_SIZE (1u << 20) /* descriptors; those above are found all the same, a little later */
+extern _Atomic uint32_t um_table[UM_TABLE_SIZE];
+
+extern _Atomic uint32_t um_clients; /* slots in use, at most; 0: the program never opened a device */
+
+/* Whether this number was a device's when we last knew. */
+static inline bool um_client_is_known(int fd) {
+    return (unsigned)fd < UM_TABLE_SIZE && atomic_load_explicit(&um_table[fd], memory_order_relaxed) != 0;
+}
+
+/* Opens a device for the program: a descriptor, or -errno. */
+int um_client_open(int abi, int flags);
+
+/* The client behind a descriptor, or NULL: it is something else. For as long as it is held it does not end. Keeps
+ * errno. */
+struct um_client *um_client_hold(int fd);
+void um_client_drop(struct um_client *client);
+
+/* close(2) of a number that is known. */
+int um_client_close(int fd);
+
+/* A child made by vfork shares this memory, but its descriptors are its own. */
+bool um_is_vfork_child(void);
+
+/* Around what takes locks: no signal's handler runs in between, and no cancellation. */
+struct um_guard {
+    sigset_t signals;
+    int cancel_state;
+};
+void um_guard_enter(struct um_guard *guard);
+void um_guard_leave(const struct um_guard *guard);
+/* Whether this thread is between the two: whatever is called then is our own doing, and goes the native way. */
+bool um_guard_is_inside(void);
+
+#endif

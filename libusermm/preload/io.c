@@ -1,0 +1,166 @@
+/* The names that use a descriptor: what is a device's goes to the device, the rest is native, with errno untouched. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "client.h"
+#include "device.h"
+#include "monitor.h"
+#include "native.h"
+#include "page.h"
+#include "reading.h"
+#include "trace.h"
+
+#define ABI_TYPE 'U' /* of all ioctls of both versions; USB's are of it, too, and are told apart by the descriptor */
+#define REUSE_WAIT_NS 10000000
+
+ssize_t __read_chk(int fd, void *buffer, size_t size, size_t buffer_size);
+
+static long returned(long result) {
+    if (result >= 0)
+        return result;
+    errno = (int)-result;
+    return -1;
+}
+
+/*
+ * A native read of a device's pipe, by a descriptor that nobody told us of, finds marks or nothing. Then the descriptor
+ * is asked for. Before the first device is open, and for reads of anything else, this is two comparisons.
+ */
+static inline bool is_suspicious(ssize_t done, const void *buffer, size_t size) {
+    if (__builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) == 0, 1))
+        return false;
+    if (done > 0)
+        return *(const unsigned char *)buffer == (unsigned char)UM_MARK[0];
+    return done < 0 ? errno == EAGAIN || errno == EFAULT : size == 0;
+}
+
+#define READ(native_call, parts, count, done_is_suspicious)                                                            \
+    ssize_t done;                                                                                                      \
+    if (!um_client_is_known(fd) || !um_read_device(fd, parts, count, 0, &done, __builtin_return_address(0))) {         \
+        done = native_call;                                                                                            \
+        ssize_t again;                                                                                                 \
+        if (done_is_suspicious && um_read_device(fd, parts, count, done, &again, __builtin_return_address(0)))         \
+            done = again;                                                                                              \
+    }                                                                                                                  \
+    return done
+
+#define ONE(buffer, size) (&(struct iovec){buffer, size})
+
+UM_EXPORT ssize_t read(int fd, void *buffer, size_t size) {
+    READ(UM_NATIVE(read)(fd, buffer, size), ONE(buffer, size), 1, is_suspicious(done, buffer, size));
+}
+
+UM_EXPORT ssize_t __read_chk(int fd, void *buffer, size_t size, size_t buffer_size) {
+    if (size > buffer_size)
+        return UM_NATIVE(__read_chk)(fd, buffer, size, buffer_size); /* ends the program */
+    READ(UM_NATIVE(read)(fd, buffer, size), ONE(buffer, size), 1, is_suspicious(done, buffer, size));
+}
+
+static const void *first_byte(const struct iovec *parts, int count) {
+    for (int i = 0; i < count; i++)
+        if (parts[i].iov_len)
+            return parts[i].iov_base;
+    return NULL;
+}
+
+UM_EXPORT ssize_t readv(int fd, const struct iovec *parts, int count) {
+    READ(UM_NATIVE(readv)(fd, parts, count), parts, count,
+         is_suspicious(done, done > 0 ? first_byte(parts, count) : NULL, 1));
+}
+
+/* A pipe has no offsets, a device ignores them. */
+static inline bool is_pipe_error(ssize_t done) {
+    return done < 0 && errno == ESPIPE && atomic_load_explicit(&um_clients, memory_order_relaxed);
+}
+
+UM_EXPORT ssize_t pread(int fd, void *buffer, size_t size, off_t offset) {
+    READ(UM_NATIVE(pread)(fd, buffer, size, offset), ONE(buffer, size), 1, is_pipe_error(done));
+}
+
+UM_EXPORT ssize_t pread64(int fd, void *buffer, size_t size, off64_t offset) {
+    READ(UM_NATIVE(pread64)(fd, buffer, size, offset), ONE(buffer, size), 1, is_pipe_error(done));
+}
+
+static bool ioctl_device(int fd, unsigned long request, void *argument, int *ret_result, void *site) {
+    struct um_client *client = um_client_hold(fd);
+    if (!client)
+        return false;
+    struct um_guard guard;
+    um_guard_enter(&guard);
+    int result = usermm_ioctl(client->device, request, argument);
+    if (um_trace_is_on())
+        um_trace_ioctl(client->device, request, argument, result, site);
+    um_client_drop(client);
+    um_guard_leave(&guard);
+    *ret_result = (int)returned(result);
+    return true;
+}
+
+UM_EXPORT int ioctl(int fd, unsigned long request, ...) {
+    va_list arguments;
+    va_start(arguments, request);
+    void *argument = va_arg(arguments, void *);
+    va_end(arguments);
+    int result;
+    if (_IOC_TYPE(request) == ABI_TYPE && atomic_load_explicit(&um_clients, memory_order_relaxed) &&
+        ioctl_device(fd, (unsigned)request, argument, &result, __builtin_return_address(0)))
+        return result;
+    return UM_NATIVE(ioctl)(fd, request, argument);
+}
+
+static void *map_device(void *address, size_t length, int prot, int flags, int fd, off_t offset, int number,
+                        void *site) {
+    struct um_client *client = um_client_hold(fd);
+    if (!client) {
+        errno = ENODEV;
+        return MAP_FAILED;
+    }
+    struct um_guard guard;
+    void *found = MAP_FAILED;
+    um_guard_enter(&guard);
+    int result = um_page_map(client->device, address, length, prot, flags, offset, &found);
+    if (um_trace_is_on())
+        um_trace_mmap(client->device, length, result, found, site);
+    um_client_drop(client);
+    um_guard_leave(&guard);
+    errno = result ? -result : number;
+    return found;
+}
+
+/*
+ * An address that another thread is still unmapping can be handed out again before the monitor knows. Programs that
+ * only load the generation cannot ask, so they get the address when it is known.
+ */
+static void *mapped(void *found, int number, void *address, size_t length, int prot, int flags, int fd, off_t offset,
+                    void *site) {
+    if (__builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) == 0, 1) || um_guard_is_inside())
+        return found;
+    if (found == MAP_FAILED)
+        return errno == ENODEV ? map_device(address, length, prot, flags, fd, offset, number, site) : found;
+    um_quiet_soon(REUSE_WAIT_NS);
+    errno = number;
+    return found;
+}
+
+UM_EXPORT void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset) {
+    int number = errno;
+    void *found = UM_NATIVE(mmap)(address, length, prot, flags, fd, offset);
+    return mapped(found, number, address, length, prot, flags, fd, offset, __builtin_return_address(0));
+}
+
+UM_EXPORT void *mmap64(void *address, size_t length, int prot, int flags, int fd, off64_t offset) {
+    int number = errno;
+    void *found = UM_NATIVE(mmap64)(address, length, prot, flags, fd, offset);
+    return mapped(found, number, address, length, prot, flags, fd, offset, __builtin_return_address(0));
+}
+
+UM_EXPORT int close(int fd) {
+    return um_client_is_known(fd) && !um_is_vfork_child() ? um_client_close(fd) : UM_NATIVE(close)(fd);
+}

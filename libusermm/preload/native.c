@@ -1,0 +1,19 @@
+#define _GNU_SOURCE
+#include "native.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+void *um_native_find(_Atomic(void *) *slot, const char *name) {
+    static const char message[] = "libusermm-preload: no next function of this name in any library: ";
+    void *found = dlsym(RTLD_NEXT, name);
+    if (!found) {
+        if (write(STDERR_FILENO, message, sizeof message - 1) < 0 || write(STDERR_FILENO, name, strlen(name)) < 0)
+            abort();
+        abort();
+    }
+    atomic_store_explicit(slot, found, memory_order_relaxed);
+    return found;
+}
