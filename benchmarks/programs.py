@@ -13,7 +13,7 @@ from typing import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = Path(__file__).resolve().parent / "c"
-PROGRAMS = ("munmap", "register", "notifications", "rcache")
+PROGRAMS = ("munmap", "register", "notifications", "rcache", "clean")
 PARTS = ("bare", "ucx_rcache")
 """Linked to each of them."""
 COMPILER = "gcc"

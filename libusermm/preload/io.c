@@ -18,7 +18,7 @@
 #include "trace.h"
 
 #define ABI_TYPE 'U' /* of all ioctls of both versions; USB's are of it, too, and are told apart by the descriptor */
-#define REUSE_WAIT_NS 10000000
+#define REUSE_WAIT_NS 1000000000 /* whoever waits holds nothing that the monitor needs */
 
 ssize_t __read_chk(int fd, void *buffer, size_t size, size_t buffer_size);
 
@@ -30,19 +30,26 @@ static long returned(long result) {
 }
 
 /*
- * A native read of a device's pipe, by a descriptor that nobody told us of, finds marks or nothing. Then the descriptor
- * is asked for. Before the first device is open, and for reads of anything else, this is two comparisons.
+ * A native read of a device's pipe, by a descriptor that nobody told us of, finds marks or nothing. Finding nothing is
+ * the device's own answer, unless the monitor was about to write a mark when the read began. Then the descriptor is
+ * asked for. For everything else this is two comparisons.
  */
-static inline bool is_suspicious(ssize_t done, const void *buffer, size_t size) {
+static inline bool monitor_is_busy(void) {
+    return __builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) != 0, 0) &&
+           atomic_load(&um_monitor.page->in_flight) & 1;
+}
+
+static inline bool is_suspicious(ssize_t done, const void *buffer, size_t size, bool was_busy) {
     if (__builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) == 0, 1))
         return false;
     if (done > 0)
         return *(const unsigned char *)buffer == (unsigned char)UM_MARK[0];
-    return done < 0 ? errno == EAGAIN || errno == EFAULT : size == 0;
+    return done < 0 ? errno == EFAULT || (was_busy && errno == EAGAIN) : size == 0;
 }
 
 #define READ(native_call, parts, count, done_is_suspicious)                                                            \
     ssize_t done;                                                                                                      \
+    bool busy = monitor_is_busy();                                                                                     \
     if (!um_client_is_known(fd) || !um_read_device(fd, parts, count, 0, &done, __builtin_return_address(0))) {         \
         done = native_call;                                                                                            \
         ssize_t again;                                                                                                 \
@@ -54,13 +61,13 @@ static inline bool is_suspicious(ssize_t done, const void *buffer, size_t size) 
 #define ONE(buffer, size) (&(struct iovec){buffer, size})
 
 UM_EXPORT ssize_t read(int fd, void *buffer, size_t size) {
-    READ(UM_NATIVE(read)(fd, buffer, size), ONE(buffer, size), 1, is_suspicious(done, buffer, size));
+    READ(UM_NATIVE(read)(fd, buffer, size), ONE(buffer, size), 1, is_suspicious(done, buffer, size, busy));
 }
 
 UM_EXPORT ssize_t __read_chk(int fd, void *buffer, size_t size, size_t buffer_size) {
     if (size > buffer_size)
         return UM_NATIVE(__read_chk)(fd, buffer, size, buffer_size); /* ends the program */
-    READ(UM_NATIVE(read)(fd, buffer, size), ONE(buffer, size), 1, is_suspicious(done, buffer, size));
+    READ(UM_NATIVE(read)(fd, buffer, size), ONE(buffer, size), 1, is_suspicious(done, buffer, size, busy));
 }
 
 static const void *first_byte(const struct iovec *parts, int count) {
@@ -72,20 +79,21 @@ static const void *first_byte(const struct iovec *parts, int count) {
 
 UM_EXPORT ssize_t readv(int fd, const struct iovec *parts, int count) {
     READ(UM_NATIVE(readv)(fd, parts, count), parts, count,
-         is_suspicious(done, done > 0 ? first_byte(parts, count) : NULL, 1));
+         is_suspicious(done, done > 0 ? first_byte(parts, count) : NULL, 0, busy));
 }
 
 /* A pipe has no offsets, a device ignores them. */
-static inline bool is_pipe_error(ssize_t done) {
+static inline bool is_pipe_error(ssize_t done, bool busy) {
+    (void)busy;
     return done < 0 && errno == ESPIPE && atomic_load_explicit(&um_clients, memory_order_relaxed);
 }
 
 UM_EXPORT ssize_t pread(int fd, void *buffer, size_t size, off_t offset) {
-    READ(UM_NATIVE(pread)(fd, buffer, size, offset), ONE(buffer, size), 1, is_pipe_error(done));
+    READ(UM_NATIVE(pread)(fd, buffer, size, offset), ONE(buffer, size), 1, is_pipe_error(done, busy));
 }
 
 UM_EXPORT ssize_t pread64(int fd, void *buffer, size_t size, off64_t offset) {
-    READ(UM_NATIVE(pread64)(fd, buffer, size, offset), ONE(buffer, size), 1, is_pipe_error(done));
+    READ(UM_NATIVE(pread64)(fd, buffer, size, offset), ONE(buffer, size), 1, is_pipe_error(done, busy));
 }
 
 static bool ioctl_device(int fd, unsigned long request, void *argument, int *ret_result, void *site) {

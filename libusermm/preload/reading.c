@@ -18,7 +18,7 @@ static ssize_t total_size(const struct iovec *parts, int count) {
     if (count < 0 || count > IOV_MAX)
         return -EINVAL;
     for (int i = 0; i < count; i++) {
-        struct iovec part = parts[i];
+        struct iovec part;
         if (um_copy_in(&part, (void *)&parts[i], sizeof part))
             return -EFAULT;
         if (part.iov_len > SSIZE_MAX - total)

@@ -44,13 +44,23 @@ int um_gate_guard(void *address) {
     return um_sys_ioctl(um_monitor.gate_fd, UFFDIO_REGISTER, &request) ? -errno : 0;
 }
 
+/* Memory that is locked (mlockall) has to be unlocked first; that it is read again after each change is no loss. */
+static int take_out(void *page) {
+    if (um_fault("madvise"))
+        return -ENOMEM;
+    if (madvise(page, page_size(), MADV_REMOVE) == 0)
+        return 0;
+    return errno != EINVAL || munlock(page, page_size()) || madvise(page, page_size(), MADV_REMOVE) ? -errno : 0;
+}
+
 int um_gate_shut(void) {
 #ifndef USERMM_WITHOUT_GATE
     for (usermm_device *device = um_monitor.devices; device; device = device->next) {
         if (!device->page)
             continue;
-        if (um_fault("madvise") ? um_sys_fail(ENOMEM) : madvise((void *)device->page, page_size(), MADV_REMOVE))
-            return -errno;
+        int result = take_out((void *)device->page);
+        if (result)
+            return result;
         device->gate_shut = true;
     }
 #endif
@@ -62,25 +72,31 @@ static void wake(uint64_t start, uint64_t length) {
     ioctl(um_monitor.gate_fd, UFFDIO_WAKE, &range);
 }
 
-/* Waits until somebody frees memory if there is none: loads must neither go on nor see an empty page. */
-static void fill(usermm_device *device) {
+/*
+ * Waits until somebody frees memory if there is none: loads must neither go on nor see an empty page. When the gate
+ * cannot be had any more the page is filled all the same, but not by a store, which would wait if a copy of its
+ * descriptor lives on somewhere: the kernel's own access fails then. 0 or -errno: loads are not exact any more.
+ */
+static int fill(usermm_device *device) {
     struct uffdio_copy copy = {
         .dst = (uintptr_t)device->page,
         .src = (uintptr_t)copy_of(device),
         .len = page_size(),
         .mode = UFFDIO_COPY_MODE_DONTWAKE,
     };
+    int number = 0;
+    device->gate_shut = false;
     for (unsigned attempt = 0; um_sys_ioctl(um_monitor.gate_fd, UFFDIO_COPY, &copy); attempt++) {
-        if (errno != EAGAIN && errno != ENOMEM) {
-            /* EEXIST: it is there already. EBADF, ENOTTY: somebody closed the gate. Not a store: if a copy of its
-             * descriptor lives on elsewhere, that would wait, too, while the kernel's own access fails. */
-            um_copy_out((void *)device->page, (void *)copy_of(device), sizeof *device->page);
+        number = errno;
+        if (number != EAGAIN && number != ENOMEM)
             break;
-        }
         um_gate_attend(); /* EAGAIN: a mapping of the page is being moved, and its thread waits to be heard */
         um_backoff(attempt);
+        number = 0;
     }
-    device->gate_shut = false;
+    if (number)
+        um_copy_out((void *)device->page, (void *)copy_of(device), sizeof *device->page);
+    return number == EEXIST ? 0 : -number; /* EEXIST: somebody touched it who is not guarded */
 }
 
 /* Every waiting load, wherever it is: their addresses are not known, and one call for all is cheaper than to ask. */
@@ -88,16 +104,20 @@ static void wake_all(void) {
     wake(LOWEST_ADDRESS, HIGHEST_ADDRESS - LOWEST_ADDRESS);
 }
 
-void um_gate_open(void) {
+int um_gate_open(void) {
+    int result = 0;
     bool any = false;
     for (usermm_device *device = um_monitor.devices; device; device = device->next) {
         if (!device->gate_shut)
             continue;
-        fill(device);
+        int failed = fill(device);
+        if (result == 0)
+            result = failed;
         any = true;
     }
     if (any)
         wake_all();
+    return result;
 }
 
 void um_gate_open_device(usermm_device *device) {

@@ -14,8 +14,9 @@ struct um_mapping {
 
 /* Before messages are read: from now on, loads of every device's page wait. 0 or -errno. With the lock held. */
 int um_gate_shut(void);
-/* After they were applied: loads go on, and see it. With the lock held. */
-void um_gate_open(void);
+/* After they were applied: loads go on, and see it. 0 or -errno: they do, but will not wait again. With the lock held.
+ */
+int um_gate_open(void);
 /* The same for one device, which is about to leave. */
 void um_gate_open_device(usermm_device *device);
 

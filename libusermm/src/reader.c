@@ -62,13 +62,16 @@ static int begin(uint64_t epoch) {
     return result;
 }
 
-static void finish(int result) {
+static int finish(int result) {
     pthread_mutex_lock(&um_monitor.lock);
     if (result < 0)
         um_monitor_fail_locked(-result);
-    um_gate_open();
+    int opened = um_gate_open();
+    if (opened < 0)
+        um_monitor_fail_locked(-opened);
     pthread_mutex_unlock(&um_monitor.lock);
     atomic_fetch_add(&um_monitor.page->in_flight, 1);
+    return result < 0 ? result : opened;
 }
 
 /* One turn: whatever woke the poll, or why it failed. 1 to go on, 0: the monitor has ended, -errno: it has failed. */
@@ -88,7 +91,7 @@ static int serve(uint64_t epoch, int ready, const struct pollfd *fds) {
         result = -number;
     if (result == 0 && ready >= 0)
         result = drain(fds[0].fd);
-    finish(result);
+    result = finish(result);
     return result ? result : 1;
 }
 

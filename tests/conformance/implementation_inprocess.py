@@ -9,7 +9,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 from conformance.implementations import PAGE, Child, Implementation, listed
@@ -24,8 +24,8 @@ _F_SETSIG = 10
 @listed
 class InProcess(Implementation):
     name = "in-process"
+    monitor: ClassVar[Literal["userfaultfd", "kernel"]] = "userfaultfd"
     cannot: ClassVar = {
-        "exact plain load": "a load of the page can be late by the reader's reaction; device.generation is exact",
         "mprotect and fork are reported": "userfaultfd reports neither, and neither invalidates a registration",
         "a child reads the device": "the device is the parent's: a forked child gets ForkedError and opens its own",
     }
@@ -38,13 +38,13 @@ class InProcess(Implementation):
     @classmethod
     def unavailable(cls) -> str | None:
         try:
-            usermm.Ummunotify().close()
+            usermm.Ummunotify(monitor="userfaultfd").close()
         except usermm.UnavailableError as error:
             return str(error)
         return None
 
     def open(self, abi: int, flags: int) -> usermm.Ummunotify:
-        return usermm.Ummunotify(abi, flags=flags)
+        return usermm.Ummunotify(abi, flags=flags, monitor=self.monitor)
 
     def generation(self, device: usermm.Ummunotify) -> int:
         return device.generation

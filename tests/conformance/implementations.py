@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from usermm.uapi import ummunotify
+
 PAGE = 4096
 
 Child = Callable[["Implementation"], int]
@@ -49,6 +51,10 @@ class Implementation(abc.ABC):
     def generation(self, device: Any) -> int:
         """The generation as a program learns it right after its own call returned."""
 
+    def load(self, page: Any) -> int:
+        """The generation by a plain load of what device.mmap() gave."""
+        return int(ummunotify.GENERATION.unpack_from(page)[0])
+
     def poll(self, device: Any, how: str) -> set[str]:
         """What poll, select or epoll (`how`) says at once: some of "readable", "writable", "other"."""
         return _POLLS[how](device.fileno())
@@ -79,11 +85,21 @@ class Implementation(abc.ABC):
     @abc.abstractmethod
     def unmap(self, address: int, pages: int) -> None: ...
 
+    def unmap_and_load(self, address: int, pages: int, page: Any) -> int:
+        """unmap(), then at once load(page)."""
+        self.unmap(address, pages)
+        return self.load(page)
+
     @abc.abstractmethod
     def remap(self, address: int, pages: int, new_pages: int, flags: int = 0, new_address: int = 0) -> int: ...
 
     @abc.abstractmethod
     def advise(self, address: int, pages: int, advice: int) -> None: ...
+
+    def advise_and_load(self, address: int, pages: int, advice: int, page: Any) -> int:
+        """advise(), then at once load(page)."""
+        self.advise(address, pages, advice)
+        return self.load(page)
 
     @abc.abstractmethod
     def protect(self, address: int, pages: int, prot: int) -> None: ...

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import signal
 
 import pytest
 from conformance.client import Client, OpenClient, errno_of
 from conformance.implementations import PAGE, Implementation
 
-from usermm.uapi import ummunotify
-
 polls = pytest.mark.parametrize("how", ["poll", "select", "epoll"])
-
-
-def loaded(page: memoryview) -> int:
-    return int(ummunotify.GENERATION.unpack_from(page)[0])
 
 
 @polls
@@ -85,8 +80,8 @@ def test_rule_12_every_mapping_shows_the_generation(client: Client, implementati
     client.register(address, address + PAGE, 1)
     implementation.advise(address, 1, 4)
     assert client.generation == 1
-    assert loaded(early) == 1
-    assert loaded(client.device.mmap()) == 1
+    assert implementation.load(early) == 1
+    assert implementation.load(client.device.mmap()) == 1
 
 
 def test_rule_12_the_mapping_outlives_close(open_client: OpenClient, implementation: Implementation, abi: int) -> None:
@@ -98,9 +93,9 @@ def test_rule_12_the_mapping_outlives_close(open_client: OpenClient, implementat
     implementation.advise(address, 1, 4)
     assert client.generation == 1
     client.close()
-    assert loaded(page) >= 1
+    assert implementation.load(page) >= 1
     implementation.unmap(address, 1)  # nobody reports it any more, and nobody waits for that
-    assert loaded(page) >= 1
+    assert implementation.load(page) >= 1
 
 
 def test_rule_12_a_childs_own_unmaps_are_not_reported(client: Client, implementation: Implementation) -> None:
@@ -113,7 +108,7 @@ def test_rule_12_a_childs_own_unmaps_are_not_reported(client: Client, implementa
 
     def child(child: Implementation) -> int:
         child.unmap(address, 2)
-        return loaded(page)
+        return child.load(page)
 
     assert implementation.in_child(child) == 1
     assert client.generation == 1
@@ -131,6 +126,33 @@ def test_rule_12_a_child_reads_the_device(client: Client, implementation: Implem
     assert implementation.in_child(lambda _child: len(client.read())) == 2
     # The model's child is the same Python object; elsewhere the queue is shared through the descriptor.
     assert client.poll() == set()
+
+
+def test_difference_6_a_child_opens_its_own(client: Client, implementation: Implementation) -> None:
+    """Where a child may not use the device (ECHILD), the page is inherited and a device of the child's own works."""
+    if "a child reads the device" not in implementation.cannot:
+        pytest.skip(f"{implementation.name}: a child may use the device")
+    address = implementation.map(1)
+    client.register(address, address + PAGE, 1)
+    implementation.advise(address, 1, 4)
+    assert client.generation == 1
+    page = client.device.mmap()
+
+    def child(child: Implementation) -> int:
+        assert errno_of(client.device.read_bytes, 4096) == errno.ECHILD
+        assert errno_of(client.device.readinto, child.bad_address, 4096) == errno.ECHILD
+        assert errno_of(client.unregister, 1) == errno.ECHILD
+        assert child.load(page) == 1
+        own = Client(child, client.abi, os.O_NONBLOCK)
+        memory = child.map(1)
+        own.register(memory, memory + PAGE, 7)
+        child.unmap(memory, 1)
+        assert own.read() == [(7, memory, memory + PAGE, True), (1,)]
+        own.close()
+        return child.load(page)
+
+    assert implementation.in_child(child) == 1
+    assert client.read() == [(1, address, address + PAGE, True), (1,)]
 
 
 @pytest.mark.parametrize("number", [0, int(signal.SIGUSR2), int(signal.SIGRTMIN) + 3])
@@ -183,6 +205,15 @@ def test_rule_14_a_plain_load_shows_it(client: Client, implementation: Implement
     for seen in range(1000):
         implementation.map_at(address, 1)
         client.register(address, address + PAGE, 1)
-        implementation.unmap(address, 1)
-        assert loaded(page) == seen + 1
+        assert implementation.unmap_and_load(address, 1, page) == seen + 1
         client.unregister(1)
+
+
+def test_rule_14_a_plain_load_shows_each_discard(client: Client, implementation: Implementation) -> None:
+    """As for unmapping, for every one of many changes of a region that stays queued."""
+    implementation.needs("exact plain load")
+    address = implementation.map(1)
+    client.register(address, address + PAGE, 1)
+    page = client.device.mmap()
+    for seen in range(1000):
+        assert implementation.advise_and_load(address, 1, 4, page) == seen + 1

@@ -13,7 +13,7 @@ import pytest
 from support.available import needs_userfaultfd
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["generation", "check", "munmap", "register", "notifications", "rcache", "cache"]
+NAMES = ["generation", "check", "munmap", "register", "notifications", "rcache", "cache", "preload"]
 MACHINE = {"cpu", "cores", "virtual", "kernel", "python", "compiler", "usermm", "load"}
 
 
@@ -68,7 +68,7 @@ def test_each_name_is_measured_once(quick: tuple[str, dict[str, Any]]) -> None:
         assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("name", ["generation", "check", "munmap", "register", "rcache", "cache"])
+@pytest.mark.parametrize("name", ["generation", "check", "munmap", "register", "rcache", "cache", "preload"])
 def test_bars_are_in_the_data(quick: tuple[str, dict[str, Any]], name: str) -> None:
     _, data = quick
     (benchmark,) = (each for each in data["benchmarks"] if each["name"] == name)

@@ -57,7 +57,7 @@ def test_a_device_is_never_seen_half_made(tmp_path: Path) -> None:
         def look():
             while time.monotonic() < end:
                 for found in gc.get_objects():
-                    if type(found) is usermm.Ummunotify:
+                    if isinstance(found, usermm.Ummunotify):
                         try:
                             found.generation
                         except usermm.ClosedError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import mmap
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.available import needs_userfaultfd
 from support.pages import HOW_TO, ROOT, blocks, program
-from support.processes import run_quietly
+from support.processes import SOURCE, run_quietly
 
 import usermm
 from usermm.monitors import calls
@@ -76,19 +79,56 @@ def test_without_prometheus_client_one_line_says_what_to_install() -> None:
     assert done.stderr.splitlines()[-1].endswith("prometheus_client is missing: pip install usermm[prometheus]")
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None or shutil.which("make") is None, reason="needs gcc and make")
-def test_c(tmp_path: Path) -> None:
-    """The page's program, built by the page's commands."""
-    page = HOW_TO / "c.md"
-    (code,), (commands,) = blocks(page, "c"), blocks(page, "sh")
-    (tmp_path / "frames.c").write_text(code)
-    (tmp_path / "libusermm").symlink_to(ROOT / "libusermm")
+def run_commands(commands: str, folder: Path) -> str:
+    """What a page's commands print, with our `usermm` in front; every warning is an error."""
     quiet = commands.replace("make ", "make -s ").replace("-Wall", "-Wall -Wextra -Werror")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    command = ["sh", "-ec", quiet]
     done = subprocess.run(
-        ["sh", "-ec", quiet], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == blocks(page, "")[0]
+    return done.stdout
+
+
+@pytest.mark.parametrize(("number", "needed"), [(0, ("gcc",)), (1, ("gcc", "pkg-config")), (2, ("gcc", "make"))])
+def test_c(tmp_path: Path, number: int, needed: tuple[str, ...]) -> None:
+    """The page's program, built by each of the page's ways to build it."""
+    missing = [name for name in needed if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    page = HOW_TO / "c.md"
+    (code,), commands = blocks(page, "c"), blocks(page, "sh")
+    (tmp_path / "frames.c").write_text(code)
+    (tmp_path / "libusermm").symlink_to(ROOT / "libusermm")
+    assert len(commands) == 3
+    assert run_commands(commands[number], tmp_path) == blocks(page, "")[0]
+
+
+def without_chance(trace: str) -> str:
+    """Without times, processes, threads, addresses and where the compiler put the calls."""
+    trace = re.sub(r"0x[0-9a-f]{2,}|[0-9]+\.[0-9]+|[0-9]+/[0-9]+", "N", trace)
+    return re.sub(r" +", " ", re.sub(r"process [0-9]+", "process N", trace))
+
+
+needs_preload = pytest.mark.skipif(
+    not (SOURCE / "usermm" / "lib" / "libusermm-preload.so").exists(), reason="needs libusermm-preload.so: `make build`"
+)
+
+
+@needs_userfaultfd
+@needs_preload
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_run(tmp_path: Path) -> None:
+    """The page's program, under `usermm run`, traced, and with the library put in front by hand."""
+    page = HOW_TO / "run.md"
+    kinds = ("c", "sh", "", "text")
+    (code,), (_, build, trace, by_hand), (output,), (traced,) = (blocks(page, kind) for kind in kinds)
+    (tmp_path / "lost.c").write_text(code)
+    assert run_commands(build, tmp_path) == output
+    assert without_chance(run_commands(trace, tmp_path)) == without_chance(output + traced)
+    assert run_commands(by_hand, tmp_path) == output
 
 
 class Card:

@@ -49,7 +49,7 @@ CALLS: Final[dict[str, Call]] = {
 }
 """What a device that cannot be used refuses; the first word of a key is the method's name."""
 
-ALWAYS_ANSWERED: Final = {"close", "closed", "flags"}
+ALWAYS_ANSWERED: Final = {"close", "closed", "flags", "monitor"}
 """What every device answers, whatever became of it. __aiter__ ends at once instead."""
 
 

@@ -1,4 +1,4 @@
-"""C of the tests, and copies of the extension that lack a protection; compiled where they are needed."""
+"""C of the tests, and copies of the libraries that lack a protection; compiled where they are needed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ MISSING = None if COMPILER and (HEADERS / "Python.h").exists() else _REASON
 """Why nothing can be compiled here, or None."""
 
 _OPTIONS = ("-std=c11", "-O2", "-shared", "-fPIC", "-fvisibility=default", "-pthread", f"-I{HEADERS}")
+_PROGRAM = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
+# Programs that hand on sizes and pointers that are wrong.
+_WRONG_ON_PURPOSE = ("-Wno-stringop-overflow", "-Wno-stringop-overread", "-Wno-nonnull")
 
 
 def shared_object(name: str, directory: Path) -> Path:
@@ -37,7 +40,28 @@ def package_without(protection: str, directory: Path) -> Path:
     return package.parent
 
 
+def program(name: str, directory: Path, *flags: str) -> Path:
+    """tests/support/native/NAME.c as a program of its own."""
+    target = directory / Path(name).name
+    _build(target, *_PROGRAM, *_WRONG_ON_PURPOSE, *flags, NATIVE / f"{name}.c")
+    return target
+
+
+def preload_without(protection: str, directory: Path) -> Path:
+    """The preload library without the protection USERMM_WITHOUT_`protection`."""
+    target = directory / f"preload_without_{protection.lower()}.so"
+    sources = [*LIBRARY.glob("src/*.c"), *LIBRARY.glob("preload/*.c")]
+    options = ("-std=c11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-ftls-model=initial-exec", "-pthread")
+    includes = ("-DUSERMM_PRELOAD", "-U_FORTIFY_SOURCE", f"-I{LIBRARY / 'include'}", f"-I{LIBRARY / 'src'}")
+    _build(target, *options, f"-DUSERMM_WITHOUT_{protection}", *includes, *sources)
+    return target
+
+
 def _compile(target: Path, *arguments: str | Path) -> None:
+    _build(target, *_OPTIONS, *arguments)
+
+
+def _build(target: Path, *arguments: str | Path) -> None:
     assert COMPILER is not None
-    done = subprocess.run([COMPILER, *_OPTIONS, *arguments, "-o", target], capture_output=True, text=True, check=False)
+    done = subprocess.run([COMPILER, *arguments, "-o", target], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -130,6 +130,7 @@ SUCCESSES: Final[dict[str, Callable[[Device], Any]]] = {
     "close": _with,
     "closed": lambda device: device.closed,
     "flags": lambda device: device.flags,
+    "monitor": lambda device: device.monitor,
     "__new__": _drop,
     "__enter__": _with,
     "__exit__": _with,
@@ -223,7 +224,7 @@ def test_an_error_leaks_nothing(name: str) -> None:
 
 
 def _methods() -> set[str]:
-    own = {*vars(usermm.Ummunotify), *vars(_core.Device)}
+    own = {*vars(usermm.Ummunotify), *vars(_core.Device), "monitor"}
     return {name for name in own if not name.startswith("_")} | {"__new__", "__enter__", "__exit__", "__aiter__"}
 
 
@@ -243,7 +244,7 @@ def test_the_first_and_last_device_leak_nothing() -> None:
 
 def test_every_method_and_function_is_in_the_lists() -> None:
     assert _listed(SUCCESSES) == _methods() | _functions()
-    cannot_fail = {"close", "closed", "flags", "counts", "empty", "__enter__", "__exit__", "__aiter__"} | {
+    cannot_fail = {"close", "closed", "flags", "monitor", "counts", "empty", "__enter__", "__exit__", "__aiter__"} | {
         "track_registrations"
     }
     assert _listed(ERRORS) == (_methods() | _functions()) - cannot_fail

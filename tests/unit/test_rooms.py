@@ -15,6 +15,7 @@ PACKAGE = ROOT / "src" / "usermm"
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "version": (),
+    "installation": ("usermm.errors",),
     "uapi": ("usermm.uapi",),
     "ummunotify": ("usermm._core", "usermm.errors", "usermm.uapi", "usermm.ummunotify"),
     "monitors": ("usermm.errors", "usermm.uapi", "usermm.monitors"),
@@ -48,11 +49,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "usermm.uring",
         "usermm.measurement",
     ),
+    "programs": ("usermm.errors", "usermm.monitors", "usermm.programs"),
+    "traces": ("usermm.errors", "usermm.uapi", "usermm.traces"),
     "reporters": (
         "usermm.demonstration.record",
         "usermm.diagnosis.report",
         "usermm.measurement.harness",
         "usermm.monitors.base",
+        "usermm.traces",
         "usermm.reporters",
     ),
 }

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from usermm.monitors.base import EventTrial, Outcome, RaceTrial, SelfTest
+from usermm.monitors.base import EventTrial, Monitor, Outcome, RaceTrial, SelfTest
 
 TIMEOUT_S: Final = 60.0
 """A healthy self-test takes one to three seconds; a hung one is killed, which frees what it blocks."""
 
-_PROGRAM: Final = "from usermm.diagnosis.child import main; main()"
+_PROGRAM: Final = "from usermm.diagnosis.child import main; main('userfaultfd')"
+KERNEL_PROGRAM: Final = "from usermm.diagnosis.child import main; main('kernel')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Trial:
 
 
 def try_in_child(timeout_s: float = TIMEOUT_S, program: str = _PROGRAM) -> Trial:
-    """Runs the self-test of the userfaultfd monitor in a fresh interpreter."""
+    """Runs the self-test of a monitor, of userfaultfd if no other `program` is given, in a fresh interpreter."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     # -P: what lies in the current directory is not imported.
     command = [sys.executable, "-P", "-c", program]
@@ -41,12 +42,14 @@ def try_in_child(timeout_s: float = TIMEOUT_S, program: str = _PROGRAM) -> Trial
     return Trial(_from_dict(json.loads(child.stdout)))
 
 
-def main() -> None:
+def main(name: Literal["userfaultfd", "kernel"]) -> None:
     """The child: the result goes to standard output as JSON; an error ends it, the last line says which."""
     import usermm
-    from usermm.monitors import userfaultfd
+    from usermm.monitors import kernel, userfaultfd
 
-    json.dump(asdict(userfaultfd.self_test(usermm.Ummunotify, owns_heap=True)), sys.stdout)
+    monitor: Monitor = kernel if name == kernel.NAME else userfaultfd
+    result = monitor.self_test(lambda: usermm.Ummunotify(monitor=name), owns_heap=True)
+    json.dump(asdict(result), sys.stdout)
 
 
 def _from_dict(found: Mapping[str, Any]) -> SelfTest:

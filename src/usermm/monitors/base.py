@@ -91,6 +91,7 @@ class RaceTrial:
     wrong_unprotected: int
     """How often the same question without the protection was wrong: shows that the race was really met."""
     trials_unprotected: int
+    """0 where every question that can be asked is protected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +153,4 @@ class Monitor(Protocol):
 
     def probe_availability(self) -> Availability: ...
 
-    def self_test(self, open_device: Callable[[], Device]) -> SelfTest: ...
+    def self_test(self, open_device: Callable[[], Device], *, owns_heap: bool = False) -> SelfTest: ...

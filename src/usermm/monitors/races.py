@@ -62,26 +62,25 @@ def _sum(rounds: list[RaceTrial]) -> RaceTrial:
 
 
 def own_thread(device: Device, trials: int = TRIALS) -> RaceTrial:
-    """Unmaps and asks at once: by the generation, by `check`, and unprotected by a load from the mapped page."""
-    asked, late = [0, 0], [0, 0]
+    """Unmaps and asks at once: in turn by the generation, by `check`, and by a plain load of the mapped page."""
     page = device.mmap().cast("Q")
+    questions: tuple[Callable[[int], bool], ...] = (
+        lambda seen: device.generation == seen,
+        lambda seen: device.check(seen, probe=False),
+        lambda seen: page[0] == seen,
+    )
+    asked = wrong = 0
     deadline_s = time.monotonic() + _BUDGET_S
-    for trial in range(2 * trials):
-        if time.monotonic() > deadline_s:
-            break
+    while asked < trials and time.monotonic() < deadline_s:
         start = calls.map_memory(PAGE)
         cookie = device.register_range(start, start + PAGE)
         seen = device.generation
+        question = questions[asked % len(questions)]
         calls.unmap(start, PAGE)
-        protected = trial % 2
-        if not protected:
-            wrong = page[0] == seen
-        else:
-            wrong = device.generation == seen if trial % 4 == 1 else device.check(seen, probe=False)
-        late[protected] += wrong
-        asked[protected] += 1
+        wrong += question(seen)
+        asked += 1
         device.unregister(cookie)
-    return RaceTrial(OWN_THREAD, asked[1], late[1], late[0], asked[0])
+    return RaceTrial(OWN_THREAD, asked, wrong, 0, 0)
 
 
 def other_thread(device: Device, trials: int = TRIALS, pages: int = 64) -> RaceTrial:

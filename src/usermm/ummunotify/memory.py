@@ -85,6 +85,19 @@ def refusal(call: str, number: int, start: int, end: int, *, strict: bool) -> De
     return refused(errno.EFAULT if verdict.mapping is None else number, call, reason)  # None: nothing is mapped there
 
 
+def unwatchable(start: int, end: int, *, refuse_holes: bool, refuse_files: bool) -> int:
+    """The errno for memory that a userfaultfd watches not at all, or not without blind spots; else 0."""
+    try:
+        verdict = judge(start, end)
+    except OSError as error:  # no descriptor left to look with
+        return error.errno or errno.EIO
+    if verdict.kind is Kind.WATCHABLE:
+        return 0
+    if verdict.mapping is None:
+        return errno.EFAULT if refuse_holes else 0
+    return errno.EOPNOTSUPP if refuse_files or verdict.kind is Kind.REFUSED else 0
+
+
 def _read(path: str, start: int, end: int) -> list[Mapping]:
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         return procfs.overlapping(lines, start, end)
