@@ -94,7 +94,8 @@ int usermm_ioctl(usermm_device *device, unsigned long request, void *argument);
 
 /*
  * Maps the page whose first eight bytes are the generation; release it with munmap(2). It outlives the device.
- * A load from it can be late by the time that the monitor needs for a notification; usermm_generation is exact.
+ * A load from it is as exact as usermm_generation: while a notification is under way it waits. A system call that reads
+ * the page in that moment says EFAULT. The mapping is private, whatever the flags say.
  * -EINVAL offset other than 0, length outside 1..4096; -EACCES a writable shared mapping.
  */
 int usermm_map(usermm_device *device, size_t length, int prot, int flags, int64_t offset, void **ret_address);
