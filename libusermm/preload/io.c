@@ -47,27 +47,28 @@ static inline bool is_suspicious(ssize_t done, const void *buffer, size_t size, 
     return done < 0 ? errno == EFAULT || (was_busy && errno == EAGAIN) : size == 0;
 }
 
-#define READ(native_call, parts, count, done_is_suspicious)                                                            \
-    ssize_t done;                                                                                                      \
-    bool busy = monitor_is_busy();                                                                                     \
-    if (!um_client_is_known(fd) || !um_read_device(fd, parts, count, 0, &done, __builtin_return_address(0))) {         \
-        done = native_call;                                                                                            \
-        ssize_t again;                                                                                                 \
-        if (done_is_suspicious && um_read_device(fd, parts, count, done, &again, __builtin_return_address(0)))         \
-            done = again;                                                                                              \
-    }                                                                                                                  \
-    return done
+#define SITE __builtin_return_address(0)
 
-#define ONE(buffer, size) (&(struct iovec){buffer, size})
+static inline ssize_t read_part(int fd, void *buffer, size_t size, void *site) {
+    const struct iovec part = {buffer, size};
+    ssize_t done;
+    if (um_client_is_known(fd) && um_read_device(fd, &part, 1, 0, &done, site))
+        return done;
+    bool was_busy = monitor_is_busy();
+    done = UM_NATIVE(read)(fd, buffer, size);
+    if (is_suspicious(done, buffer, size, was_busy))
+        um_read_device(fd, &part, 1, done, &done, site);
+    return done;
+}
 
 UM_EXPORT ssize_t read(int fd, void *buffer, size_t size) {
-    READ(UM_NATIVE(read)(fd, buffer, size), ONE(buffer, size), 1, is_suspicious(done, buffer, size, busy));
+    return read_part(fd, buffer, size, SITE);
 }
 
 UM_EXPORT ssize_t __read_chk(int fd, void *buffer, size_t size, size_t buffer_size) {
     if (size > buffer_size)
         return UM_NATIVE(__read_chk)(fd, buffer, size, buffer_size); /* ends the program */
-    READ(UM_NATIVE(read)(fd, buffer, size), ONE(buffer, size), 1, is_suspicious(done, buffer, size, busy));
+    return read_part(fd, buffer, size, SITE);
 }
 
 static const void *first_byte(const struct iovec *parts, int count) {
@@ -78,22 +79,33 @@ static const void *first_byte(const struct iovec *parts, int count) {
 }
 
 UM_EXPORT ssize_t readv(int fd, const struct iovec *parts, int count) {
-    READ(UM_NATIVE(readv)(fd, parts, count), parts, count,
-         is_suspicious(done, done > 0 ? first_byte(parts, count) : NULL, 0, busy));
+    ssize_t done;
+    if (um_client_is_known(fd) && um_read_device(fd, parts, count, 0, &done, SITE))
+        return done;
+    bool was_busy = monitor_is_busy();
+    done = UM_NATIVE(readv)(fd, parts, count);
+    if (is_suspicious(done, done > 0 ? first_byte(parts, count) : NULL, 0, was_busy))
+        um_read_device(fd, parts, count, done, &done, SITE);
+    return done;
 }
 
 /* A pipe has no offsets, a device ignores them. */
-static inline bool is_pipe_error(ssize_t done, bool busy) {
-    (void)busy;
+static inline bool is_pipe_error(ssize_t done) {
     return done < 0 && errno == ESPIPE && atomic_load_explicit(&um_clients, memory_order_relaxed);
 }
 
 UM_EXPORT ssize_t pread(int fd, void *buffer, size_t size, off_t offset) {
-    READ(UM_NATIVE(pread)(fd, buffer, size, offset), ONE(buffer, size), 1, is_pipe_error(done, busy));
+    ssize_t done = UM_NATIVE(pread)(fd, buffer, size, offset);
+    if (is_pipe_error(done))
+        um_read_device(fd, &(struct iovec){buffer, size}, 1, 0, &done, SITE);
+    return done;
 }
 
 UM_EXPORT ssize_t pread64(int fd, void *buffer, size_t size, off64_t offset) {
-    READ(UM_NATIVE(pread64)(fd, buffer, size, offset), ONE(buffer, size), 1, is_pipe_error(done, busy));
+    ssize_t done = UM_NATIVE(pread64)(fd, buffer, size, offset);
+    if (is_pipe_error(done))
+        um_read_device(fd, &(struct iovec){buffer, size}, 1, 0, &done, SITE);
+    return done;
 }
 
 static bool ioctl_device(int fd, unsigned long request, void *argument, int *ret_result, void *site) {
@@ -118,7 +130,7 @@ UM_EXPORT int ioctl(int fd, unsigned long request, ...) {
     va_end(arguments);
     int result;
     if (_IOC_TYPE(request) == ABI_TYPE && atomic_load_explicit(&um_clients, memory_order_relaxed) &&
-        ioctl_device(fd, (unsigned)request, argument, &result, __builtin_return_address(0)))
+        ioctl_device(fd, (unsigned)request, argument, &result, SITE))
         return result;
     return UM_NATIVE(ioctl)(fd, request, argument);
 }
@@ -160,13 +172,13 @@ static void *mapped(void *found, int number, void *address, size_t length, int p
 UM_EXPORT void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset) {
     int number = errno;
     void *found = UM_NATIVE(mmap)(address, length, prot, flags, fd, offset);
-    return mapped(found, number, address, length, prot, flags, fd, offset, __builtin_return_address(0));
+    return mapped(found, number, address, length, prot, flags, fd, offset, SITE);
 }
 
 UM_EXPORT void *mmap64(void *address, size_t length, int prot, int flags, int fd, off64_t offset) {
     int number = errno;
     void *found = UM_NATIVE(mmap64)(address, length, prot, flags, fd, offset);
-    return mapped(found, number, address, length, prot, flags, fd, offset, __builtin_return_address(0));
+    return mapped(found, number, address, length, prot, flags, fd, offset, SITE);
 }
 
 UM_EXPORT int close(int fd) {

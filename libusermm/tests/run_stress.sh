@@ -15,6 +15,7 @@ for threads in 4 16; do
     "$build/stress_cache" "$((trials / 5))" "$threads"
 done
 "$build/stress_cache_union" "$((trials / 20))"
+"$build/stress_notifications" "$((trials / 5))"
 must_fail() {
     echo "# without its protection, $1 has to fail:"
     if "$@"; then

@@ -63,7 +63,6 @@ CASES = {
         "by_access",
         "bad_pointers",
         "by_stream",
-        "stream_reads",
         "buffered_stream_reads",
         "reads_of_any_size",
         "errno_is_untouched",

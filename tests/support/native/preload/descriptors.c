@@ -233,8 +233,7 @@ static void strangers_are_untouched(void) {
 
 /* Fails closed: the generation moves, calls on what is left give errors, nobody waits, no stranger's file is touched.
  */
-static void after_all_was_closed(const volatile uint64_t *generation, char *pages, int device) {
-    uint64_t before = *generation;
+static void after_all_was_closed(const volatile uint64_t *generation, uint64_t before, char *pages, int device) {
     take_the_numbers();
     expect(munmap(pages, PAGE) == 0);
     for (int i = 0; i < 5000 && *generation == before; i++)
@@ -255,6 +254,7 @@ static void close_all(int how) {
     const volatile uint64_t *generation = map_generation(device);
     char *pages = map_pages(4);
     expect(register_range(device, pages, 4 * PAGE, 1) == 0);
+    uint64_t before = *generation;
     for (int i = 3; how < 2 && i < 256; i++)
         if (how == 0 || i != device)
             RAW(close, i, 0, 0, 0, 0, 0);
@@ -262,7 +262,7 @@ static void close_all(int how) {
         expect(close_range(3, ~0u, 0) == 0);
     if (how == 3)
         closefrom(3);
-    after_all_was_closed(generation, pages, how == 1 ? device : -1);
+    after_all_was_closed(generation, before, pages, how == 1 ? device : -1);
 }
 static void close_all_raw(void) {
     close_all(0);

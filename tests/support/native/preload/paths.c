@@ -183,20 +183,7 @@ static void by_stream(void) {
     }
 }
 
-static void stream_reads(void) {
-    struct event events[2];
-    char *page = map_pages(1);
-    FILE *stream = fopen(DEVICE_2, "r");
-    must(stream != NULL, "fopen");
-    setvbuf(stream, NULL, _IONBF, 0);
-    expect(register_range(fileno(stream), page, PAGE, 9) == 0);
-    expect(munmap(page, PAGE) == 0);
-    expect(fread(events, sizeof *events, 2, stream) == 2);
-    expect(events[0].value == 9 && events[1].type == LAST && events[1].value == 1);
-    expect(fclose(stream) == 0);
-}
-
-/* With stdio's own buffer, which asks for more than there is. */
+/* By stdio's own buffer, which asks for more than there is. */
 static void buffered_stream_reads(void) {
     struct event event;
     char *page = map_pages(1);
@@ -274,7 +261,6 @@ static const struct test_case cases[] = {
     {"by_access", by_access},
     {"bad_pointers", bad_pointers},
     {"by_stream", by_stream},
-    {"stream_reads", stream_reads},
     {"buffered_stream_reads", buffered_stream_reads},
     {"reads_of_any_size", reads_of_any_size},
     {"errno_is_untouched", errno_is_untouched},

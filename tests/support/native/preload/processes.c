@@ -44,6 +44,7 @@ static void expect_success(pid_t child) {
 
 static void own_device_works(void) {
     struct event events[2];
+    alarm(20);
     int own = open_device(O_RDONLY | O_NONBLOCK);
     const volatile uint64_t *count = map_generation(own);
     char *mine = map_pages(1);
@@ -58,6 +59,7 @@ static void own_device_works(void) {
 static void as_a_child(void) {
     struct event events[2];
     uint64_t cookie = 1;
+    alarm(20);
     expect(*generation == 1);
     expect_errno(ECHILD, register_range(device, page, PAGE, 2));
     expect_errno(ECHILD, ioctl(device, UNREGISTER, &cookie));
@@ -86,8 +88,10 @@ static void forked_by_the_system_call(void) {
     pid_t child = (pid_t)RAW(clone, SIGCHLD, 0, 0, 0, 0, 0);
     if (child == 0) {
         struct event events[2];
+        alarm(20);
         expect_errno(ECHILD, register_range(device, page, PAGE, 2));
         expect_errno(ECHILD, read(device, events, sizeof events));
+        expect_errno(ECHILD, unregister(device, 1));
         _exit(0);
     }
     expect_success(child);
