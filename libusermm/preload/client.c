@@ -13,6 +13,7 @@
 
 #include "device.h"
 #include "memory.h"
+#include "monitor.h"
 #include "native.h"
 #include "sys.h"
 #include "trace.h"
@@ -50,8 +51,21 @@ bool um_guard_is_inside(void) {
     return um_guard_depth != 0;
 }
 
+static void in_child(void) {
+    atomic_store(&process, (pid_t)syscall(SYS_getpid));
+    slots_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    um_memory_in_child();
+    um_guard_depth = 0;
+}
+
+/* A child with memory of its own that was made past fork's handlers finds a page wiped, and becomes a forked one. */
 bool um_is_vfork_child(void) {
-    return atomic_load(&process) != 0 && atomic_load(&process) != (pid_t)syscall(SYS_getpid);
+    if (atomic_load(&process) == 0 || atomic_load(&process) == (pid_t)syscall(SYS_getpid))
+        return false;
+    if (!um_monitor.page || atomic_load(&um_monitor.page->life))
+        return true;
+    in_child();
+    return false;
 }
 
 static struct um_client *at(uint32_t slot) {
@@ -230,13 +244,6 @@ static int open_reserved(int abi, int flags, int reserved) {
     if (result)
         usermm_close(device);
     return result;
-}
-
-static void in_child(void) {
-    atomic_store(&process, (pid_t)syscall(SYS_getpid));
-    slots_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    um_memory_in_child();
-    um_guard_depth = 0;
 }
 
 int um_client_open(int abi, int flags) {

@@ -115,7 +115,7 @@ void usermm_shutdown(usermm_device *device) {
 void usermm_close(usermm_device *device) {
     usermm_shutdown(device);
     if (device->page)
-        munmap((void *)device->page, 2 * (size_t)sysconf(_SC_PAGESIZE));
+        munmap((void *)device->page, 2 * um_page_size());
     free_device(device);
 }
 

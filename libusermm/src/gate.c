@@ -27,18 +27,13 @@
 #define LOWEST_ADDRESS (UINT64_C(1) << 16)
 #define HIGHEST_ADDRESS ((UINT64_C(1) << 47) - 4096)
 
-static size_t page_size(void) {
-    static size_t size;
-    return size ? size : (size = (size_t)sysconf(_SC_PAGESIZE));
-}
-
 static _Atomic uint64_t *copy_of(const usermm_device *device) {
-    return (_Atomic uint64_t *)((char *)device->page + page_size());
+    return (_Atomic uint64_t *)((char *)device->page + um_page_size());
 }
 
 int um_gate_guard(void *address) {
     struct uffdio_register request = {
-        .range = {(uintptr_t)address, page_size()},
+        .range = {(uintptr_t)address, um_page_size()},
         .mode = UFFDIO_REGISTER_MODE_MISSING,
     };
     return um_sys_ioctl(um_monitor.gate_fd, UFFDIO_REGISTER, &request) ? -errno : 0;
@@ -48,9 +43,9 @@ int um_gate_guard(void *address) {
 static int take_out(void *page) {
     if (um_fault("madvise"))
         return -ENOMEM;
-    if (madvise(page, page_size(), MADV_REMOVE) == 0)
+    if (madvise(page, um_page_size(), MADV_REMOVE) == 0)
         return 0;
-    return errno != EINVAL || munlock(page, page_size()) || madvise(page, page_size(), MADV_REMOVE) ? -errno : 0;
+    return errno != EINVAL || munlock(page, um_page_size()) || madvise(page, um_page_size(), MADV_REMOVE) ? -errno : 0;
 }
 
 int um_gate_shut(void) {
@@ -81,7 +76,7 @@ static int fill(usermm_device *device) {
     struct uffdio_copy copy = {
         .dst = (uintptr_t)device->page,
         .src = (uintptr_t)copy_of(device),
-        .len = page_size(),
+        .len = um_page_size(),
         .mode = UFFDIO_COPY_MODE_DONTWAKE,
     };
     int number = 0;
@@ -148,6 +143,6 @@ int um_gate_attend(void) {
     ssize_t size = um_sys_read(um_monitor.gate_fd, messages, sizeof messages);
     for (ssize_t i = 0; i < size / (ssize_t)sizeof *messages; i++)
         if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-            wake(messages[i].arg.pagefault.address & ~(uint64_t)(page_size() - 1), page_size());
+            wake(messages[i].arg.pagefault.address & ~(uint64_t)(um_page_size() - 1), um_page_size());
     return 0;
 }

@@ -29,7 +29,7 @@ static void ring_doorbell(void) {
     void *page = um_monitor.doorbell;
     um_monitor.doorbell = NULL; /* first: the address may be somebody else's before munmap has returned */
     if (page)
-        munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+        munmap(page, um_page_size());
 }
 
 /* Process ids will not do: a child that is the first of a new pid namespace can have its parent's. */
@@ -78,18 +78,17 @@ void um_lifecycle_unlock(void) {
 static int prepare_once(void) {
     if (um_monitor.page)
         return 0;
-    void *page = um_fault("mmap") ? MAP_FAILED
-                                  : mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE,
-                                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *page = um_fault("mmap")
+                     ? MAP_FAILED
+                     : mmap(NULL, um_page_size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED)
         return -ENOMEM;
-    if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) ||
-        pthread_atfork(before_fork, in_parent, in_forked_child)) {
-        munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+    if (madvise(page, um_page_size(), MADV_WIPEONFORK) || pthread_atfork(before_fork, in_parent, in_forked_child)) {
+        munmap(page, um_page_size());
         return -ENOMEM;
     }
-    um_monitor.page = page;
-    begin_life();
+    atomic_store(&((struct um_page *)page)->life, ++um_monitor.lives);
+    __atomic_store_n(&um_monitor.page, page, __ATOMIC_RELEASE);
     return 0;
 }
 
@@ -118,7 +117,7 @@ static int open_maps(void) {
 }
 
 static int hang_doorbell(void) {
-    size_t size = (size_t)sysconf(_SC_PAGESIZE);
+    size_t size = um_page_size();
     void *page = um_fault("mmap") ? MAP_FAILED : mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED)
         return -ENOMEM;
@@ -183,7 +182,7 @@ int um_prepare(void) {
 
 int um_monitor_join(usermm_device *device) {
     sigset_t saved;
-    if (um_monitor.page)
+    if (__atomic_load_n(&um_monitor.page, __ATOMIC_ACQUIRE)) /* another thread's open may be the first */
         um_life();
     pthread_mutex_lock(&lifecycle);
     um_lock(&saved);

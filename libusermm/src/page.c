@@ -17,13 +17,9 @@
 #define MAP_FIXED_NOREPLACE 0x100000 /* 4.17 */
 #endif
 
-static size_t page_size(void) {
-    return (size_t)sysconf(_SC_PAGESIZE);
-}
-
 /* Two pages: gate.c says why. */
 static int make_page(int *ret_fd, void **ret_page) {
-    size_t size = 2 * page_size();
+    size_t size = 2 * um_page_size();
     int fd =
         um_fault("memfd_create") ? um_sys_fail(EMFILE) : memfd_create(UM_PAGE_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
@@ -72,7 +68,7 @@ static int ensure_page(usermm_device *device) {
  * neither MAP_POPULATE nor mlockall(MCL_FUTURE) reads. A forked child maps another page here, see um_page_inherit.
  */
 static int map_guarded(const usermm_device *device, struct um_mapping *mapping, int flags) {
-    size_t size = page_size();
+    size_t size = um_page_size();
     flags = (flags & ~(MAP_TYPE | MAP_POPULATE | MAP_LOCKED)) | MAP_PRIVATE;
     void *address =
         um_fault("mmap") ? MAP_FAILED : mmap(mapping->address, mapping->length, PROT_NONE, flags, device->page_fd, 0);
@@ -148,14 +144,14 @@ int usermm_map(usermm_device *device, size_t length, int prot, int flags, int64_
 void um_page_inherit(usermm_device *device) {
     for (struct um_mapping *mapping = device->mappings; mapping; mapping = mapping->next)
         mmap(mapping->address, mapping->length, mapping->prot, MAP_PRIVATE | MAP_FIXED_NOREPLACE, device->page_fd,
-             (off_t)page_size());
+             (off_t)um_page_size());
 }
 
 void um_page_rest(usermm_device *device) {
     for (struct um_mapping *next, *mapping = device->mappings; mapping; mapping = next) {
         next = mapping->next;
         if (um_page_is_at((uintptr_t)mapping->address))
-            madvise(mapping->address, page_size(), MADV_DOFORK);
+            madvise(mapping->address, um_page_size(), MADV_DOFORK);
         um_sys_free(mapping, sizeof *mapping);
     }
     device->mappings = NULL;

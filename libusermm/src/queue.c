@@ -124,6 +124,8 @@ void um_device_rest(usermm_device *device) {
 void um_device_rearm(usermm_device *device) {
     int waiting = 0;
     sigset_t saved;
+    if (um_device_state(device))
+        return;
     um_lock(&saved);
     if ((device->first_queued || device->last_owed) && um_device_state(device) == 0 &&
         ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting == 0)
@@ -194,9 +196,12 @@ ssize_t usermm_read(usermm_device *device, void *buffer, size_t size) {
     sigset_t saved;
     unsigned capacity =
         size / sizeof *events < UM_EVENTS_PER_READ ? (unsigned)(size / sizeof *events) : UM_EVENTS_PER_READ;
+    int result = um_device_state(device);
+    if (result)
+        return result; /* a child made past fork's handlers may find the lock taken for ever */
     um_settle();
     um_lock(&saved);
-    int result = um_device_state(device);
+    result = um_device_state(device);
     if (result == 0) {
         atomic_store(&device->used, true);
         result = device->first_queued || device->last_owed ? 0 : -EAGAIN;

@@ -86,7 +86,7 @@ int um_region_add(usermm_device *device, struct um_region *region, unsigned flag
  * the kernel's lock on the mappings never waits for the reader, so neither does this.
  */
 void um_region_retire(struct um_region *region) {
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start = region->by_start.key & ~(page - 1);
+    uint64_t page = um_page_size(), start = region->by_start.key & ~(page - 1);
     uint64_t end = (region->by_start.end + page - 1) & ~(page - 1);
     sigset_t saved;
     um_lock(&saved);

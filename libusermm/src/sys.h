@@ -42,6 +42,10 @@ static inline void um_memory_free(void *memory, size_t size) {
 }
 #endif
 
+static inline size_t um_page_size(void) {
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
 /* Zeroed, or NULL. */
 static inline void *um_sys_alloc(size_t size) {
     return um_fault("malloc") ? NULL : um_memory_alloc(size);

@@ -183,9 +183,7 @@ int um_refuse(uint64_t start, uint64_t end, unsigned flags) {
 }
 
 static int watch_pages(uint64_t start, uint64_t end) {
-    static uint64_t page_size;
-    if (!page_size)
-        page_size = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t page_size = um_page_size();
     uint64_t top = UINT64_MAX / 2 + 1 - page_size; /* above it no user mapping exists, and rounding cannot overflow */
     if (start >= top)
         return 0;
