@@ -12,10 +12,9 @@
 #include <unistd.h>
 
 #include "device.h"
+#include "guard.h"
 #include "memory.h"
-#include "monitor.h"
 #include "native.h"
-#include "sys.h"
 #include "trace.h"
 
 #define LIVE (UINT64_C(1) << 63)
@@ -27,46 +26,6 @@ _Atomic uint32_t um_table[UM_TABLE_SIZE];
 _Atomic uint32_t um_clients;
 static struct um_client *_Atomic chunks[MAX_CHUNKS]; /* never freed: whoever has a stale slot finds a client there */
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER; /* making clients; inside a guard */
-static _Atomic pid_t process;
-_Thread_local unsigned um_guard_depth;
-
-void um_guard_enter(struct um_guard *guard) {
-    if (um_guard_depth == 0) {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &guard->signals);
-        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &guard->cancel_state);
-    }
-    um_guard_depth++;
-}
-
-void um_guard_leave(const struct um_guard *guard) {
-    if (--um_guard_depth)
-        return;
-    pthread_setcancelstate(guard->cancel_state, NULL);
-    pthread_sigmask(SIG_SETMASK, &guard->signals, NULL);
-}
-
-bool um_guard_is_inside(void) {
-    return um_guard_depth != 0;
-}
-
-static void in_child(void) {
-    atomic_store(&process, (pid_t)syscall(SYS_getpid));
-    slots_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    um_memory_in_child();
-    um_guard_depth = 0;
-}
-
-/* A child with memory of its own that was made past fork's handlers finds a page wiped, and becomes a forked one. */
-bool um_is_vfork_child(void) {
-    if (atomic_load(&process) == 0 || atomic_load(&process) == (pid_t)syscall(SYS_getpid))
-        return false;
-    if (!um_monitor.page || atomic_load(&um_monitor.page->life))
-        return true;
-    in_child();
-    return false;
-}
 
 static struct um_client *at(uint32_t slot) {
     return &atomic_load(&chunks[slot / SLOTS_PER_CHUNK])[slot % SLOTS_PER_CHUNK];
@@ -246,6 +205,11 @@ static int open_reserved(int abi, int flags, int reserved) {
     return result;
 }
 
+static void in_child(void) {
+    slots_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    um_memory_in_child();
+}
+
 int um_client_open(int abi, int flags) {
     struct um_guard guard;
     if ((flags & O_ACCMODE) != O_RDONLY)
@@ -254,10 +218,7 @@ int um_client_open(int abi, int flags) {
     if (reserved < 0)
         return -errno;
     um_guard_enter(&guard);
-    if (atomic_load(&process) == 0) {
-        pthread_atfork(NULL, NULL, in_child);
-        atomic_store(&process, (pid_t)syscall(SYS_getpid));
-    }
+    um_process_is_known(in_child);
     um_trace_start();
     int result = open_reserved(abi, flags, reserved);
     um_guard_leave(&guard);

@@ -9,7 +9,6 @@
 #ifndef UM_CLIENT_H
 #define UM_CLIENT_H
 
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,18 +42,5 @@ void um_client_drop(struct um_client *client);
 
 /* close(2) of a number that is known. */
 int um_client_close(int fd);
-
-/* A child made by vfork shares this memory, but its descriptors are its own. */
-bool um_is_vfork_child(void);
-
-/* Around what takes locks: no signal's handler runs in between, and no cancellation. */
-struct um_guard {
-    sigset_t signals;
-    int cancel_state;
-};
-void um_guard_enter(struct um_guard *guard);
-void um_guard_leave(const struct um_guard *guard);
-/* Whether this thread is between the two: whatever is called then is our own doing, and goes the native way. */
-bool um_guard_is_inside(void);
 
 #endif

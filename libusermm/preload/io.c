@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "client.h"
+#include "guard.h"
 #include "device.h"
 #include "monitor.h"
 #include "native.h"

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "client.h"
+#include "guard.h"
 #include "memory.h"
 #include "native.h"
 #include "sys.h"

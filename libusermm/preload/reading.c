@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "client.h"
+#include "guard.h"
 #include "copy.h"
 #include "device.h"
 #include "trace.h"

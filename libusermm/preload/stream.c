@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "client.h"
+#include "guard.h"
 #include "native.h"
 #include "paths.h"
 #include "trace.h"
