@@ -84,15 +84,20 @@ static int map_guarded(const usermm_device *device, struct um_mapping *mapping, 
     return result;
 }
 
-/* One note for an address: where the kernel put a new mapping, the one that was noted before is gone. */
+/* Where the kernel put a new mapping the one that was noted before is gone, whichever device's it was. */
+static void forget_note(void *address) {
+    for (usermm_device *device = um_monitor.devices; device; device = device->next)
+        for (struct um_mapping **link = &device->mappings; *link; link = &(*link)->next)
+            if ((*link)->address == address) {
+                struct um_mapping *old = *link;
+                *link = old->next;
+                um_sys_free(old, sizeof *old);
+                return; /* there is one at most */
+            }
+}
+
 static void note(usermm_device *device, struct um_mapping *mapping) {
-    for (struct um_mapping *old = device->mappings; old; old = old->next)
-        if (old->address == mapping->address) {
-            old->length = mapping->length;
-            old->prot = mapping->prot;
-            um_sys_free(mapping, sizeof *mapping);
-            return;
-        }
+    forget_note(mapping->address);
     mapping->next = device->mappings;
     device->mappings = mapping;
 }
@@ -105,8 +110,8 @@ static int map_noted(usermm_device *device, struct um_mapping *mapping, int flag
     if (result == 0)
         result = map_guarded(device, mapping, flags);
     if (result == 0) {
-        *ret_address = mapping->address;
         note(device, mapping);
+        *ret_address = mapping->address;
     }
     um_lifecycle_unlock();
     return result;
