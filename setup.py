@@ -53,7 +53,7 @@ class BuildAll(build_ext):
             package / "lib" / "libusermm-preload.so",
             files("src/*.c", "preload/*.c"),
             [],
-            compile_flags=[*PRELOAD, "-fvisibility=hidden", "-ftls-model=initial-exec"],
+            compile_flags=[*PRELOAD, "-fvisibility=hidden", "-ftls-model=initial-exec", "-fexceptions"],
             link_flags=["-lpthread", "-ldl"],
         )
 

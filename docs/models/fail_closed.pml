@@ -10,7 +10,8 @@
  *   caller    the system call, then usermm_check: um_quiesce = um_device_state, wait_until_quiet, lost -> um_monitor_fail; then
  *             usermm_generation
  *   other     a thread that takes a new generation: usermm_generation
- *   reader    um_reader(): poll, begin(), drain() = um_probe + read + apply(), finish() -> um_monitor_fail_locked(), release_watches()
+ *   reader    um_reader(): poll, serve() = begin(), drain() (um_probe, read, apply()), finish() ->
+ *             um_monitor_fail_locked(), release_watches()
  *   stranger  close(2) of a number that is not its own, then perhaps another file on it, never ready
  * Properties
  *   a check after the own call returned never answers "unchanged"

@@ -7,7 +7,7 @@
  * Steps and the code they stand for:
  *   caller    the system call, then usermm_check(USERMM_PROBE_NONE) -> usermm_generation -> um_settle
  *   other     a thread that asks after the caller told it (a happens-before edge)
- *   reader    um_reader(): poll, begin(), drain() = um_probe + read + apply(), finish()
+ *   reader    um_reader(): poll, serve() = begin(), drain() (um_probe, read, apply()), finish()
  *   queue     the kernel's event queue; one read brings any number of messages, and each lets its own thread go at once
  * Each caller has a device of its own, so that a notification for the other cannot hide its own lateness.
  *

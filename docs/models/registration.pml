@@ -15,7 +15,7 @@
  *   later       munmap of the new memory at any moment, then usermm_check of its own (um_settle)
  *   bystander   munmap of another region: counts for quiet as well, and moves the generation of the same device
  *   successor   unregisters the cookie and registers it again
- *   reader      um_reader(): poll, begin(), drain(), finish(); um_queue_notify finds the region, or not
+ *   reader      um_reader(): poll, serve() = begin(), drain(), finish(); um_queue_notify finds the region, or not
  *
  * Without a protection (each must give an error):
  *   -DWITHOUT_QUIET        no um_quiesce

@@ -8,8 +8,8 @@
  * Steps and the code they stand for:
  *   lifecycle   um_monitor_leave -> stop(): um_probe, epoch 0, ring_doorbell, pthread_join, close_descriptors;
  *               um_monitor_join -> start()
- *   reader(1), reader(2)   um_reader(): poll, begin(), drain() = um_probe + read + apply(), finish() -> um_monitor_fail_locked(),
- *               release_watches(), of the old and the new monitor
+ *   reader(1), reader(2)   um_reader(): poll, serve() = begin(), drain() (um_probe, read, apply()), finish() ->
+ *               um_monitor_fail_locked(), release_watches(), of the old and the new monitor
  *   old_user    munmap of memory that the old userfaultfd watches, at any moment
  *   new_user    munmap of memory that the new one watches, then usermm_check(USERMM_PROBE_NONE)
  *   late        usermm_check or usermm_register on the old device: has loaded the number, and gets to its ioctl, and to

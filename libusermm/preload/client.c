@@ -24,6 +24,7 @@
 
 _Atomic uint32_t um_table[UM_TABLE_SIZE];
 _Atomic uint32_t um_clients;
+static _Atomic uint32_t slots;                       /* ever used */
 static struct um_client *_Atomic chunks[MAX_CHUNKS]; /* never freed: whoever has a stale slot finds a client there */
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER; /* making clients; inside a guard */
 
@@ -68,7 +69,7 @@ struct um_client *um_client_hold(int fd) {
     }
     if (entry && hold(at(entry - 1), inode))
         return at(entry - 1);
-    uint32_t count = atomic_load(&um_clients);
+    uint32_t count = atomic_load(&slots);
     for (uint32_t slot = 0; slot < count; slot++) {
         if (hold(at(slot), inode)) {
             know(fd, slot + 1);
@@ -87,8 +88,10 @@ static void end_if_unused(struct um_client *client) {
     um_guard_enter(&guard);
     atomic_store(&client->doubtful, false);
     usermm_device *device = client->device;
-    if (!um_device_is_inherited(device) && flock(device->ready_fd, LOCK_EX | LOCK_NB) == 0) {
+    if (!um_device_is_inherited(device) && um_device_has(device, device->ready_fd) &&
+        flock(device->ready_fd, LOCK_EX | LOCK_NB) == 0) {
         if (atomic_compare_exchange_strong(&client->holders, &nobody, 0)) {
+            atomic_fetch_sub(&um_clients, 1);
             um_trace_close(device);
             usermm_close(device);
         } else {
@@ -105,14 +108,24 @@ void um_client_drop(struct um_client *client) {
     errno = number;
 }
 
+bool um_client_has(const struct um_client *client, int fd) {
+    uint64_t inode;
+    return is_pipe(fd, &inode) && inode == atomic_load(&client->inode);
+}
+
+/* A cancellation acts before anything is done, as it would in the native close, and not with the client held. */
 int um_client_close(int fd) {
+    pthread_testcancel();
     struct um_client *client = um_client_hold(fd);
+    if (!client)
+        return UM_NATIVE(close)(fd);
+    struct um_guard guard;
+    um_guard_enter(&guard);
     know(fd, 0);
     int result = UM_NATIVE(close)(fd), number = errno;
-    if (client) {
-        atomic_store(&client->doubtful, true);
-        um_client_drop(client);
-    }
+    atomic_store(&client->doubtful, true);
+    um_client_drop(client);
+    um_guard_leave(&guard);
     errno = number;
     return result;
 }
@@ -120,7 +133,7 @@ int um_client_close(int fd) {
 /* Descriptors can be closed past us: a device that nobody has any more is found here at the latest. */
 static void look_for_unused(void) {
     static uint32_t next;
-    uint32_t count = atomic_load(&um_clients);
+    uint32_t count = atomic_load(&slots);
     for (uint32_t i = 0; i < LOOKS_PER_OPEN && count; i++) {
         struct um_client *client = at(next++ % count);
         if (atomic_load(&client->holders) == LIVE)
@@ -139,14 +152,14 @@ static struct um_client *make_slot(uint32_t slot) {
             return NULL;
         atomic_store(&chunks[chunk], memory);
     }
-    atomic_store(&um_clients, slot + 1);
+    atomic_store(&slots, slot + 1);
     return at(slot);
 }
 
 /* A slot that nobody uses; the first of them is looked for from where the last one was found. */
 static struct um_client *find_slot(uint32_t *ret_slot) {
     static uint32_t next;
-    uint32_t count = atomic_load(&um_clients);
+    uint32_t count = atomic_load(&slots);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t slot = (next + i) % count;
         if (i >= SLOTS_PER_CHUNK)
@@ -167,7 +180,7 @@ static int describe(usermm_device *device, int reserved, int flags) {
     snprintf(path, sizeof path, "/proc/self/fd/%d", device->ready_fd);
     int fd = UM_NATIVE(open)(path, O_RDONLY | O_CLOEXEC | (flags & O_NONBLOCK));
     if (fd < 0)
-        return -errno;
+        return errno == ENOENT ? -ENXIO : -errno; /* no /proc here; ENOENT would say that there is no device */
     int result = flock(fd, LOCK_SH | LOCK_NB) || dup3(fd, reserved, flags & O_CLOEXEC) < 0 ? -errno : 0;
     UM_NATIVE(close)(fd);
     return result;
@@ -185,6 +198,7 @@ static int publish(usermm_device *device, int fd) {
     atomic_store(&client->doubtful, false);
     atomic_store(&client->inode, inode);
     atomic_store(&client->holders, LIVE);
+    atomic_fetch_add(&um_clients, 1);
     know(fd, slot + 1);
     return 0;
 }

@@ -25,7 +25,7 @@ struct um_client {
 #define UM_TABLE_SIZE (1u << 20) /* descriptors; those above are found all the same, a little later */
 extern _Atomic uint32_t um_table[UM_TABLE_SIZE];
 
-extern _Atomic uint32_t um_clients; /* slots in use, at most; 0: the program never opened a device */
+extern _Atomic uint32_t um_clients; /* that live; 0: nothing here is a device's */
 
 /* Whether this number was a device's when we last knew. */
 static inline bool um_client_is_known(int fd) {
@@ -40,7 +40,10 @@ int um_client_open(int abi, int flags);
 struct um_client *um_client_hold(int fd);
 void um_client_drop(struct um_client *client);
 
-/* close(2) of a number that is known. */
+/* Whether the number still is a descriptor of the client's. */
+bool um_client_has(const struct um_client *client, int fd);
+
+/* close(2) of what may be a descriptor of a client. */
 int um_client_close(int fd);
 
 #endif

@@ -1,17 +1,22 @@
 #define _GNU_SOURCE
 #include "guard.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "monitor.h"
+#include "native.h"
 #include "sys.h"
 
+#define OUT_OF_THE_WAY 512 /* or half of what the program may have */
+
 _Thread_local unsigned um_guard_depth;
-static _Atomic pid_t process; /* that opened a device, or a forked child of it */
-static void (*at_fork)(void);
+static _Atomic pid_t process;         /* that opened a device, or a forked child of it */
+static void (*in_forked_child)(void); /* what the clients have to do there */
 
 void um_guard_enter(struct um_guard *guard) {
     if (um_guard_depth == 0) {
@@ -35,17 +40,35 @@ bool um_guard_is_inside(void) {
 }
 
 static void in_child(void) {
-    atomic_store(&process, (pid_t)syscall(SYS_getpid));
     um_guard_depth = 0;
-    at_fork();
+    if (atomic_load(&process) == 0)
+        return;
+    atomic_store(&process, (pid_t)syscall(SYS_getpid));
+    in_forked_child();
 }
 
-void um_process_is_known(void (*in_forked_child)(void)) {
-    if (atomic_load(&process))
-        return;
-    at_fork = in_forked_child;
+/* Before the program's own handlers are there: those that run for a fork may open and close devices. */
+__attribute__((constructor)) static void watch_forks(void) {
+    um_watch_forks();
     pthread_atfork(NULL, NULL, in_child);
-    atomic_store(&process, (pid_t)syscall(SYS_getpid));
+}
+
+void um_process_is_known(void (*in_child_of_it)(void)) {
+    in_forked_child = in_child_of_it;
+    if (atomic_load(&process) == 0)
+        atomic_store(&process, (pid_t)syscall(SYS_getpid));
+}
+
+int um_sys_out_of_the_way(int fd) {
+    struct rlimit limit;
+    int lowest = OUT_OF_THE_WAY;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur / 2 < OUT_OF_THE_WAY)
+        lowest = (int)(limit.rlim_cur / 2);
+    int moved = fcntl(fd, F_DUPFD_CLOEXEC, lowest);
+    if (moved < 0)
+        return fd;
+    UM_NATIVE(close)(fd);
+    return moved;
 }
 
 /* A child with memory of its own that was made past fork's handlers finds a page wiped, and becomes a forked one. */

@@ -165,7 +165,7 @@ static void *mapped(void *found, int number, void *address, size_t length, int p
         return found;
     if (found == MAP_FAILED)
         return errno == ENODEV ? map_device(address, length, prot, flags, fd, offset, number, site) : found;
-    um_quiet_soon(REUSE_WAIT_NS);
+    um_quiet_soon((uintptr_t)found, (uintptr_t)found + length, REUSE_WAIT_NS);
     errno = number;
     return found;
 }
@@ -182,6 +182,10 @@ UM_EXPORT void *mmap64(void *address, size_t length, int prot, int flags, int fd
     return mapped(found, number, address, length, prot, flags, fd, offset, SITE);
 }
 
+/* Copies of a device's descriptor have numbers that nobody told us of, so while there is a device every close asks. */
 UM_EXPORT int close(int fd) {
-    return um_client_is_known(fd) && !um_is_vfork_child() ? um_client_close(fd) : UM_NATIVE(close)(fd);
+    if (__builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) == 0, 1) || um_guard_is_inside() ||
+        um_is_vfork_child())
+        return UM_NATIVE(close)(fd);
+    return um_client_close(fd);
 }

@@ -68,9 +68,10 @@ static int sleep_cancelably(struct um_client *client, uint32_t wakeups) {
     return result;
 }
 
-static bool is_blocking(int fd) {
+/* Asked again when it matters: the number may have been closed and be another file's by now, which has other flags. */
+static bool is_blocking(const struct um_client *client, int fd) {
     int flags = fcntl(fd, F_GETFL);
-    return flags >= 0 && !(flags & O_NONBLOCK);
+    return flags >= 0 && !(flags & O_NONBLOCK) && um_client_has(client, fd);
 }
 
 static ssize_t read_device(struct um_client *client, int fd, const struct iovec *parts, int count, void *site) {
@@ -80,7 +81,7 @@ static ssize_t read_device(struct um_client *client, int fd, const struct iovec 
         um_guard_enter(&guard);
         ssize_t done = read_once(client->device, parts, count, site);
         um_guard_leave(&guard);
-        if (done != -EAGAIN || !(blocking || is_blocking(fd)))
+        if (done != -EAGAIN || !(blocking || is_blocking(client, fd)))
             return done;
         int result = sleep_cancelably(client, wakeups);
         if (result)
@@ -90,6 +91,8 @@ static ssize_t read_device(struct um_client *client, int fd, const struct iovec 
 
 bool um_read_device(int fd, const struct iovec *parts, int count, ssize_t taken, ssize_t *ret_done, void *site) {
     int number = errno;
+    if (taken == 0)
+        pthread_testcancel();
     struct um_client *client = um_client_hold(fd);
     if (!client)
         return false;

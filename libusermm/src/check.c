@@ -35,11 +35,19 @@ static int wait_until_quiet(const usermm_device *device, const uint64_t *seen, i
     }
 }
 
-void um_quiet_soon(int64_t limit_ns) {
+static bool is_watched(uint64_t start, uint64_t end) {
+    sigset_t saved;
+    um_lock(&saved);
+    bool result = um_tree_overlaps(um_monitor.regions, start, end);
+    um_unlock(&saved);
+    return result;
+}
+
+void um_quiet_soon(uint64_t start, uint64_t end, int64_t limit_ns) {
     uint64_t deadline_ns = 0;
     if (!um_monitor.page || atomic_load(&um_monitor.page->epoch) == 0)
         return;
-    for (unsigned attempt = 0; um_probe() == 1; attempt++) {
+    for (unsigned attempt = 0; um_probe() == 1 && is_watched(start, end); attempt++) {
         um_backoff(attempt);
         if (deadline_ns == 0)
             deadline_ns = um_now_ns() + (uint64_t)limit_ns;

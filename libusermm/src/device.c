@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sys/stat.h>
 
 #include "gate.h"
 #include "monitor.h"
@@ -27,10 +28,31 @@ int um_device_state(const usermm_device *device) {
     return um_device_is_inherited(device) ? -ECHILD : -EIO;
 }
 
+bool um_device_has(const usermm_device *device, int fd) {
+#ifdef USERMM_PRELOAD /* elsewhere whoever closes others' descriptors is part of the same program */
+    struct stat found;
+    return fd >= 0 && fstat(fd, &found) == 0 && found.st_ino == device->pipe && S_ISFIFO(found.st_mode);
+#else
+    (void)device;
+    return fd >= 0;
+#endif
+}
+
+static int make_pipe(usermm_device *device) {
+    int fds[2];
+    struct stat found;
+    if (um_fault("pipe2") ? um_sys_fail(EMFILE) : pipe2(fds, O_CLOEXEC | O_NONBLOCK))
+        return -errno;
+    device->ready_fd = um_sys_out_of_the_way(fds[0]);
+    device->signal_fd = um_sys_out_of_the_way(fds[1]);
+    device->pipe = fstat(device->ready_fd, &found) ? 0 : found.st_ino;
+    return 0;
+}
+
 static void free_device(usermm_device *device) {
     int fds[] = {device->ready_fd, device->signal_fd};
     for (int i = 0; i < 2; i++)
-        if (fds[i] >= 0)
+        if (um_device_has(device, fds[i]))
             close(fds[i]);
     um_sys_free(device, sizeof *device);
 }
@@ -43,11 +65,8 @@ int usermm_open(int abi, int flags, usermm_device **ret_device) {
         return -ENOMEM;
     device->abi = abi;
     device->flags = flags;
-    int fds[2] = {-1, -1};
-    int result = (um_fault("pipe2") ? um_sys_fail(EMFILE) : pipe2(fds, O_CLOEXEC | O_NONBLOCK)) ? -errno : 0;
-    device->ready_fd = fds[0];
-    device->signal_fd = fds[1];
-    device->page_fd = -1;
+    device->ready_fd = device->signal_fd = device->page_fd = -1;
+    int result = make_pipe(device);
     if (result == 0)
         result = um_monitor_join(device);
     if (result) {
@@ -83,16 +102,19 @@ static void close_pipe(usermm_device *device) {
     bool inherited = um_device_is_inherited(device);
     if (inherited)
         device->waiters = 0; /* they wait in the parent */
-    int fds[] = {device->signal_fd, device->waiters ? -1 : device->ready_fd};
+    int ready_fd = device->ready_fd;
+    int fds[] = {device->signal_fd, device->waiters ? -1 : ready_fd};
     device->signal_fd = -1;
     if (!device->waiters)
         device->ready_fd = -1;
     bool lost = um_monitor.descriptors_lost && !inherited;
-    if (!lost && !inherited && fds[0] >= 0 && write(fds[0], UM_MARK, 1) < 0)
+    /* Without a reader a write would raise SIGPIPE. */
+    if (!lost && !inherited && um_device_has(device, fds[0]) && um_device_has(device, ready_fd) &&
+        write(fds[0], UM_MARK, 1) < 0)
         errno = 0; /* full: it polls readable already */
     um_unlock(&saved);
     for (int i = 0; i < 2; i++)
-        if (fds[i] >= 0 && !lost)
+        if (!lost && um_device_has(device, fds[i]))
             close(fds[i]);
 }
 

@@ -12,6 +12,7 @@
 #include "usermm.h"
 
 #define UM_EVENTS_PER_READ 128 /* one page of 4096 bytes */
+#define UM_EVENTS_PER_PIECE 16 /* on the stack, which may be a signal handler's small one */
 
 /*
  * What is written to a device's pipe. A program that reads it past usermm (by a descriptor that nobody told us of)
@@ -44,6 +45,7 @@ struct usermm_device {
     struct um_region *first_queued, *last_queued;
     bool last_owed;          /* version 2: the buffer was full when the queue ran dry */
     int ready_fd, signal_fd; /* a pipe: bytes in it are what makes the device poll readable */
+    uint64_t pipe;           /* its inode */
     int page_fd;             /* memfd behind usermm_map, -1 until the first one */
     _Atomic uint64_t *page;  /* what clients map; a page further, what forked children map: see gate.c */
     bool gate_shut;
@@ -60,6 +62,10 @@ struct usermm_device {
 
 /* Whether this is a child of the process that opened it. */
 bool um_device_is_inherited(const usermm_device *device);
+
+/* Whether `fd`, an end of the device's pipe, still is one: the program may have closed it, and have another file there.
+ */
+bool um_device_has(const usermm_device *device, int fd);
 
 /* 0, or why the device cannot be used: -EBADF, -ECHILD, -EIO. */
 int um_device_state(const usermm_device *device);

@@ -52,19 +52,45 @@ static void in_child(void) {
     begin_life();
 }
 
-/* A fork in the middle of start or stop would leave the child a userfaultfd that it does not know of. */
+/*
+ * A fork in the middle of start or stop would leave the child a userfaultfd that it does not know of. No signal's
+ * handler may run until the lock is released: it could want it.
+ */
+static sigset_t before_fork_signals; /* guarded by the lock */
+
 static void before_fork(void) {
+    sigset_t all, saved;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &saved);
     pthread_mutex_lock(&lifecycle);
+    before_fork_signals = saved;
 }
 
 static void in_parent(void) {
+    sigset_t saved = before_fork_signals;
     pthread_mutex_unlock(&lifecycle);
+    pthread_sigmask(SIG_SETMASK, &saved, NULL);
 }
 
 static void in_forked_child(void) {
+    sigset_t saved = before_fork_signals;
     for (usermm_device *device = um_monitor.devices; device; device = device->next)
         um_page_inherit(device);
-    in_child();
+    if (um_monitor.page)
+        in_child();
+    else
+        pthread_mutex_unlock(&lifecycle);
+    pthread_sigmask(SIG_SETMASK, &saved, NULL);
+}
+
+int um_watch_forks(void) {
+    static atomic_bool watched;
+    if (atomic_load(&watched))
+        return 0;
+    if (pthread_atfork(before_fork, in_parent, in_forked_child))
+        return -ENOMEM;
+    atomic_store(&watched, true);
+    return 0;
 }
 
 void um_lifecycle_lock(void) {
@@ -112,8 +138,10 @@ static int start_reader(void) {
  * that. */
 static int open_maps(void) {
     int fd = um_fault("open") ? um_sys_fail(EMFILE) : open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-    um_monitor.maps_fd = fd >= 0 || errno == EMFILE || errno == ENFILE ? fd : open("/", O_PATH | O_CLOEXEC);
-    return um_monitor.maps_fd < 0 ? -errno : 0;
+    if (fd < 0 && errno != EMFILE && errno != ENFILE)
+        fd = open("/", O_PATH | O_CLOEXEC);
+    um_monitor.maps_fd = fd < 0 ? fd : um_sys_out_of_the_way(fd);
+    return fd < 0 ? -errno : 0;
 }
 
 static int hang_doorbell(void) {

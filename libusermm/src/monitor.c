@@ -79,7 +79,8 @@ void um_monitor_fail_locked(int reason) {
     for (usermm_device *device = um_monitor.devices; device; device = device->next) {
         um_queue_advance(device);
         um_device_wake(device);
-        if (!um_monitor.descriptors_lost && write(device->signal_fd, UM_MARK, 1) < 0)
+        if (!um_monitor.descriptors_lost && um_device_has(device, device->signal_fd) &&
+            write(device->signal_fd, UM_MARK, 1) < 0)
             continue; /* full: it polls readable already */
     }
 }

@@ -69,8 +69,9 @@ void um_settle(void);
 
 /* 0: no change of watched memory is under way; 1: one is; negative errno: the descriptor is not our userfaultfd. */
 int um_probe(void);
-/* Returns when no change is under way, after limit_ns at most; whatever is wrong, somebody else finds out. */
-void um_quiet_soon(int64_t limit_ns);
+/* Returns when no change is under way or none of a region in [start, end) can be, after limit_ns at most; whatever is
+ * wrong, somebody else finds out. */
+void um_quiet_soon(uint64_t start, uint64_t end, int64_t limit_ns);
 /* Whether an errno of the probe says that the number is closed or somebody else's file. */
 bool um_means_lost(int number);
 
@@ -81,6 +82,12 @@ void *um_reader(void *argument);
 uint64_t um_life(void);
 /* What that needs; the first device does it, too. -ENOMEM */
 int um_prepare(void);
+
+/*
+ * Has fork's handlers run; the first device does it, too. They keep others' handlers from opening and closing devices
+ * unless those registered later, so a library inside a program calls it as soon as it is loaded. -ENOMEM
+ */
+int um_watch_forks(void);
 
 /* Held while the monitor starts or stops, and while mappings of the generation are noted: forks wait for it. The reader
  * never takes it. */

@@ -33,7 +33,7 @@ static int make_page(int *ret_fd, void **ret_page) {
         result = um_gate_guard(page);
     }
     if (result == 0) {
-        *ret_fd = fd;
+        *ret_fd = um_sys_out_of_the_way(fd);
         *ret_page = page;
         return 0;
     }

@@ -63,6 +63,8 @@ static int signal_readable(usermm_device *device) {
     if (device->coalesces && device->signalled)
         return 0;
     device->signalled = true;
+    if (!um_device_has(device, device->signal_fd))
+        return -EBADF;
     return um_sys_write(device->signal_fd, UM_MARK, 1) < 0 && errno != EAGAIN ? -errno : 0;
 }
 
@@ -90,10 +92,10 @@ static ssize_t read_now(int fd, void *buffer, size_t size) {
 }
 
 static void empty_pipe(const usermm_device *device) {
-    char bytes[4096];
+    char bytes[256]; /* who reads may be a signal's handler on a small stack */
     /* Counted, not read until EAGAIN: whoever has the descriptor can make it a blocking one (F_SETFL, O_ASYNC does). */
     int waiting = 0;
-    while (ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting > 0)
+    while (um_device_has(device, device->ready_fd) && ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting > 0)
         if (read_now(device->ready_fd, bytes, (size_t)waiting < sizeof bytes ? (size_t)waiting : sizeof bytes) <= 0)
             return;
 }
@@ -128,6 +130,7 @@ void um_device_rearm(usermm_device *device) {
         return;
     um_lock(&saved);
     if ((device->first_queued || device->last_owed) && um_device_state(device) == 0 &&
+        um_device_has(device, device->ready_fd) && um_device_has(device, device->signal_fd) &&
         ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting == 0)
         um_sys_write(device->signal_fd, UM_MARK, 1);
     um_unlock(&saved);
@@ -174,15 +177,19 @@ static struct usermm_event describe(const struct um_region *region) {
     return event;
 }
 
-/* Fills up to `capacity` events; version 2 owes a closing LAST from the first event read until one is given. */
-static unsigned take(usermm_device *device, struct usermm_event *events, unsigned capacity) {
+/*
+ * Fills up to `capacity` events. When the queue runs dry a LAST follows, in this read if there is room, else version 2
+ * owes it to the next. `ret_is_last`: it was given.
+ */
+static unsigned take(usermm_device *device, struct usermm_event *events, unsigned capacity, bool *ret_is_last) {
     unsigned count = 0;
     for (; count < capacity && device->first_queued; count++) {
         events[count] = describe(device->first_queued);
         unlink_queued(device->first_queued);
     }
-    device->last_owed = device->abi == USERMM_ABI_UMMUNOTIFY && count == capacity;
-    if (count < capacity)
+    *ret_is_last = count < capacity;
+    device->last_owed = device->abi == USERMM_ABI_UMMUNOTIFY && !*ret_is_last;
+    if (*ret_is_last)
         events[count++] = (struct usermm_event){
             .type = USERMM_EVENT_LAST,
             .user_cookie_counter = atomic_load(&device->generation),
@@ -191,25 +198,44 @@ static unsigned take(usermm_device *device, struct usermm_event *events, unsigne
     return count;
 }
 
-ssize_t usermm_read(usermm_device *device, void *buffer, size_t size) {
-    struct usermm_event events[UM_EVENTS_PER_READ];
+/* A part of one read: the first one finds out whether there is anything. The number of events, or -errno. */
+static int take_piece(usermm_device *device, struct usermm_event *events, unsigned room, bool is_first,
+                      bool *ret_is_last) {
+    unsigned count = 0;
     sigset_t saved;
-    unsigned capacity =
-        size / sizeof *events < UM_EVENTS_PER_READ ? (unsigned)(size / sizeof *events) : UM_EVENTS_PER_READ;
-    int result = um_device_state(device);
-    if (result)
-        return result; /* a child made past fork's handlers may find the lock taken for ever */
-    um_settle();
     um_lock(&saved);
-    result = um_device_state(device);
-    if (result == 0) {
+    int result = um_device_state(device);
+    if (result == 0 && is_first) {
         atomic_store(&device->used, true);
         result = device->first_queued || device->last_owed ? 0 : -EAGAIN;
     }
-    unsigned count = result == 0 && capacity ? take(device, events, capacity) : 0;
+    if (result == 0 && room)
+        count = take(device, events, room, ret_is_last);
     um_unlock(&saved);
-    if (result)
-        return result;
-    size_t bytes = count * sizeof *events;
-    return um_copy_out(buffer, events, bytes) ? -EFAULT : (ssize_t)bytes;
+    return result ? result : (int)count;
+}
+
+/* In pieces, for the stack's sake. A bad buffer loses all that would have gone there, as in the driver. */
+static ssize_t read_events(usermm_device *device, char *buffer, unsigned capacity) {
+    struct usermm_event events[UM_EVENTS_PER_PIECE];
+    bool is_last = false, faults = false;
+    unsigned done = 0;
+    do {
+        unsigned room = capacity - done < UM_EVENTS_PER_PIECE ? capacity - done : UM_EVENTS_PER_PIECE;
+        int count = take_piece(device, events, room, done == 0, &is_last);
+        if (count < 0)
+            return done ? (ssize_t)(done * sizeof *events) : count;
+        faults = faults || um_copy_out(buffer + done * sizeof *events, events, (size_t)count * sizeof *events);
+        done += (unsigned)count;
+    } while (done < capacity && !is_last);
+    return faults ? -EFAULT : (ssize_t)(done * sizeof *events);
+}
+
+ssize_t usermm_read(usermm_device *device, void *buffer, size_t size) {
+    size_t most = size / sizeof(struct usermm_event);
+    int state = um_device_state(device);
+    if (state)
+        return state; /* a child made past fork's handlers may find the lock taken for ever */
+    um_settle();
+    return read_events(device, buffer, most < UM_EVENTS_PER_READ ? (unsigned)most : UM_EVENTS_PER_READ);
 }

@@ -104,6 +104,12 @@ static void release_watches(int uffd) {
         close(uffd);
 }
 
+/* And who still waits at the gate: nobody attends it any more. The pages are there. */
+static void release_gate(int gate) {
+    if (um_gate_attend() == 0 && dup3(um_monitor.maps_fd, gate, O_CLOEXEC) < 0)
+        close(gate);
+}
+
 /*
  * The reader. It never takes the interpreter's lock, allocates, frees or unmaps; all signals are blocked, so no handler
  * runs here. Even its exit must come after the release: a thread's end discards its stack, which may be watched.
@@ -118,5 +124,6 @@ void *um_reader(void *argument) {
     for (int going = 1; going > 0 && atomic_load(&um_monitor.page->epoch) == epoch;)
         going = serve(epoch, um_sys_poll(fds, 2, LOOK_AGAIN_MS), fds);
     release_watches(fds[0].fd);
+    release_gate(fds[1].fd);
     return NULL;
 }

@@ -23,6 +23,9 @@ static inline bool um_fault(const char *call) {
 
 #ifdef USERMM_PRELOAD /* inside programs whose malloc, or signal handlers, call it: see preload/ */
 extern _Thread_local unsigned um_guard_depth;
+/* The program counts on low numbers, and takes those that it knows to be free: see preload/guard.c. `fd` itself if
+ * there is no other. */
+int um_sys_out_of_the_way(int fd);
 /* Whether the caller has seen to it, so that one call of the program blocks them once. */
 static inline bool um_signals_are_blocked(void) {
     return um_guard_depth != 0;
@@ -30,6 +33,9 @@ static inline bool um_signals_are_blocked(void) {
 void *um_memory_alloc(size_t size);
 void um_memory_free(void *memory, size_t size);
 #else
+static inline int um_sys_out_of_the_way(int fd) {
+    return fd;
+}
 static inline bool um_signals_are_blocked(void) {
     return false;
 }

@@ -56,7 +56,7 @@ static int open_with(const uint64_t *sets, unsigned count, int *ret_fd) {
             return -errno;
         struct uffdio_api api = {.api = UFFD_API, .features = sets[i]};
         if (um_sys_ioctl(fd, UFFDIO_API, &api) == 0) {
-            *ret_fd = fd;
+            *ret_fd = um_sys_out_of_the_way(fd);
             return 0;
         }
         number = errno;

@@ -121,8 +121,9 @@ static int watch_each(uint64_t start, uint64_t end, bool coarse) {
     return 0;
 }
 
+/* Inside `counting` only: what registers may be a signal's handler on a small stack. */
 static uint64_t count_mappings(void) {
-    char text[16384];
+    static char text[16384];
     uint64_t lines = 0;
     ssize_t size;
     int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
@@ -153,7 +154,8 @@ static uint64_t max_map_count(void) {
 static bool must_be_coarse(void) {
     static _Atomic int64_t until_recount = 0;
     static atomic_bool coarse = false;
-    if (atomic_fetch_sub_explicit(&until_recount, 1, memory_order_relaxed) > 0)
+    static atomic_flag counting = ATOMIC_FLAG_INIT;
+    if (atomic_fetch_sub_explicit(&until_recount, 1, memory_order_relaxed) > 0 || atomic_flag_test_and_set(&counting))
         return atomic_load_explicit(&coarse, memory_order_relaxed);
     uint64_t count = count_mappings(), budget = max_map_count() / 2;
     bool now_coarse = count >= budget;
@@ -161,6 +163,7 @@ static bool must_be_coarse(void) {
     int64_t least = (int64_t)budget / 8;
     atomic_store_explicit(&coarse, now_coarse, memory_order_relaxed);
     atomic_store_explicit(&until_recount, room > least ? room : least, memory_order_relaxed);
+    atomic_flag_clear(&counting);
     return now_coarse;
 }
 

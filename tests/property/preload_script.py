@@ -140,6 +140,9 @@ class _Maker:
         flags = os.O_RDONLY | os.O_NONBLOCK
         self.devices[slot] = ModelDevice(self.space, abi, flags=flags)
         self.step(OPEN, slot, abi, flags, call=lambda: 0)
+        # Used once, before there is a copy that the library was not told of: by that one a read of nothing is the
+        # pipe's own, and does not count as a use.
+        self.random.choice([self.exchange, self.read])(slot)
 
     def copy(self) -> None:
         self.step(COPY, self.pick()[0], call=lambda: 0)
@@ -171,8 +174,8 @@ class _Maker:
         request = (ummunotify if device.abi == 2 else ummunot).UNREGISTER_REGION
         self.ioctl(slot, device, request, ummunotify.COOKIE.pack(self.random.randrange(COOKIES)))
 
-    def exchange(self) -> None:
-        slot, device = self.pick()
+    def exchange(self, slot: int | None = None) -> None:
+        slot, device = self.pick(slot)
         asked = ummunotify.FEATURES.pack(self.random.getrandbits(32))
         self.ioctl(slot, device, ummunotify.EXCHANGE_FEATURES, asked)
 
@@ -193,8 +196,8 @@ class _Maker:
         request, address = self.random.choice(_REQUESTS), self.random.choice(_BAD_ADDRESSES)
         self.step(IOCTL_BAD, slot, request, address, call=lambda: device.ioctl(request, address))
 
-    def read(self) -> None:
-        slot, device = self.pick()
+    def read(self, slot: int | None = None) -> None:
+        slot, device = self.pick(slot)
         count = self.random.choice(_COUNTS)
         code, offset = self.random.choice([READ, READ, READV, PREAD]), self.random.randrange(1 << 40)
         self.step(code, slot, count, offset, call=lambda: device.read_bytes(count))
@@ -204,8 +207,9 @@ class _Maker:
         count, address = self.random.choice(_COUNTS), self.random.choice(_BAD_ADDRESSES)
         self.step(READ_BAD, slot, count, address, call=lambda: device.readinto(address, count))
 
-    def pick(self) -> tuple[int, ModelDevice]:
-        return self.random.choice([(slot, device) for slot, device in enumerate(self.devices) if device])
+    def pick(self, wanted: int | None = None) -> tuple[int, ModelDevice]:
+        open_ones = [(slot, device) for slot, device in enumerate(self.devices) if device]
+        return self.random.choice([each for each in open_ones if wanted in (None, each[0])])
 
     # Memory
 
