@@ -24,7 +24,8 @@
 
 _Atomic uint32_t um_table[UM_TABLE_SIZE];
 _Atomic uint32_t um_clients;
-static _Atomic uint32_t slots;                       /* ever used */
+static _Atomic uint32_t slots; /* ever used */
+static _Atomic dev_t pipes;    /* the file system of pipes: a FIFO elsewhere may have a device's inode number */
 static struct um_client *_Atomic chunks[MAX_CHUNKS]; /* never freed: whoever has a stale slot finds a client there */
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER; /* making clients; inside a guard */
 
@@ -48,7 +49,7 @@ static bool hold(struct um_client *client, uint64_t inode) {
 static bool is_pipe(int fd, uint64_t *ret_inode) {
     struct stat found;
     int number = errno;
-    bool result = fstat(fd, &found) == 0 && S_ISFIFO(found.st_mode);
+    bool result = fstat(fd, &found) == 0 && S_ISFIFO(found.st_mode) && found.st_dev == atomic_load(&pipes);
     errno = number;
     *ret_inode = result ? found.st_ino : 0;
     return result;
@@ -81,30 +82,55 @@ struct um_client *um_client_hold(int fd) {
     return NULL;
 }
 
-/* Ends the device if no descriptor of the program's is left, in this process or another. */
-static void end_if_unused(struct um_client *client) {
-    uint64_t nobody = LIVE;
-    struct um_guard guard;
-    um_guard_enter(&guard);
-    atomic_store(&client->doubtful, false);
+static bool is_known_anywhere(const struct um_client *client, uint32_t entry) {
+    for (uint32_t fd = 0; fd < UM_TABLE_SIZE; fd++)
+        if (atomic_load_explicit(&um_table[fd], memory_order_relaxed) == entry && um_client_has(client, (int)fd))
+            return true;
+    return false;
+}
+
+/*
+ * Whether no descriptor of the program's is left, in this process or another. When our own end was closed behind us the
+ * monitor fails, and then what we know of this process has to do.
+ */
+static bool is_unused(const struct um_client *client, uint32_t slot) {
     usermm_device *device = client->device;
-    if (!um_device_is_inherited(device) && um_device_has(device, device->ready_fd) &&
-        flock(device->ready_fd, LOCK_EX | LOCK_NB) == 0) {
-        if (atomic_compare_exchange_strong(&client->holders, &nobody, 0)) {
-            atomic_fetch_sub(&um_clients, 1);
-            um_trace_close(device);
-            usermm_close(device);
-        } else {
-            atomic_store(&client->doubtful, true); /* a call is in progress: its end ends the device */
-        }
+    if (um_device_is_inherited(device))
+        return false;
+    if (um_device_has(device, device->ready_fd))
+        return flock(device->ready_fd, LOCK_EX | LOCK_NB) == 0;
+    return um_device_state(device) != 0 && !is_known_anywhere(client, slot + 1);
+}
+
+/* With slots_lock held: until holders was looked at, the client may have ended, and its slot be another's. */
+static void end_if_unused(uint32_t slot) {
+    struct um_client *client = at(slot);
+    uint64_t nobody = LIVE;
+    if (atomic_load(&client->holders) != LIVE)
+        return;
+    atomic_store(&client->doubtful, false);
+    if (!is_unused(client, slot))
+        return;
+    if (atomic_compare_exchange_strong(&client->holders, &nobody, 0)) {
+        atomic_fetch_sub(&um_clients, 1);
+        um_trace_close(client->device);
+        usermm_close(client->device);
+    } else {
+        atomic_store(&client->doubtful, true); /* a call is in progress: its end ends the device */
     }
-    um_guard_leave(&guard);
 }
 
 void um_client_drop(struct um_client *client) {
     int number = errno;
-    if (atomic_fetch_sub(&client->holders, 1) == (LIVE | 1) && atomic_load(&client->doubtful))
-        end_if_unused(client);
+    uint32_t slot = client->slot;
+    if (atomic_fetch_sub(&client->holders, 1) == (LIVE | 1) && atomic_load(&client->doubtful)) {
+        struct um_guard guard;
+        um_guard_enter(&guard);
+        pthread_mutex_lock(&slots_lock);
+        end_if_unused(slot);
+        pthread_mutex_unlock(&slots_lock);
+        um_guard_leave(&guard);
+    }
     errno = number;
 }
 
@@ -131,13 +157,11 @@ int um_client_close(int fd) {
 }
 
 /* Descriptors can be closed past us: a device that nobody has any more is found here at the latest. */
-static void look_for_unused(void) {
+static void look_for_unused(uint32_t looks) {
     static uint32_t next;
     uint32_t count = atomic_load(&slots);
-    for (uint32_t i = 0; i < LOOKS_PER_OPEN && count; i++) {
-        struct um_client *client = at(next++ % count);
-        if (atomic_load(&client->holders) == LIVE)
-            end_if_unused(client);
+    for (uint32_t i = 0; i < looks && count; i++) {
+        end_if_unused(next++ % count);
     }
 }
 
@@ -153,6 +177,7 @@ static struct um_client *make_slot(uint32_t slot) {
         atomic_store(&chunks[chunk], memory);
     }
     atomic_store(&slots, slot + 1);
+    at(slot)->slot = slot;
     return at(slot);
 }
 
@@ -189,14 +214,14 @@ static int describe(usermm_device *device, int reserved, int flags) {
 static int publish(usermm_device *device, int fd) {
     static unsigned numbers;
     uint32_t slot;
-    uint64_t inode;
-    struct um_client *client = is_pipe(fd, &inode) ? find_slot(&slot) : NULL;
+    struct um_client *client = find_slot(&slot);
     if (!client)
         return -ENOMEM;
+    atomic_store(&pipes, device->pipes);
     device->number = ++numbers;
     client->device = device;
     atomic_store(&client->doubtful, false);
-    atomic_store(&client->inode, inode);
+    atomic_store(&client->inode, device->pipe);
     atomic_store(&client->holders, LIVE);
     atomic_fetch_add(&um_clients, 1);
     know(fd, slot + 1);
@@ -206,10 +231,14 @@ static int publish(usermm_device *device, int fd) {
 static int open_reserved(int abi, int flags, int reserved) {
     usermm_device *device;
     int result = usermm_open(abi, flags & (O_ACCMODE | O_NONBLOCK), &device);
+    pthread_mutex_lock(&slots_lock);
+    look_for_unused(result ? atomic_load(&slots) : LOOKS_PER_OPEN);
+    pthread_mutex_unlock(&slots_lock);
+    if (result) /* a monitor that failed ends with its last device, and then there can be another */
+        result = usermm_open(abi, flags & (O_ACCMODE | O_NONBLOCK), &device);
     if (result)
         return result;
     pthread_mutex_lock(&slots_lock);
-    look_for_unused();
     result = describe(device, reserved, flags);
     if (result == 0)
         result = publish(device, reserved);
@@ -219,7 +248,7 @@ static int open_reserved(int abi, int flags, int reserved) {
     return result;
 }
 
-static void in_child(void) {
+void um_client_in_child(void) {
     slots_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     um_memory_in_child();
 }
@@ -232,7 +261,7 @@ int um_client_open(int abi, int flags) {
     if (reserved < 0)
         return -errno;
     um_guard_enter(&guard);
-    um_process_is_known(in_child);
+    um_process_is_known();
     um_trace_start();
     int result = open_reserved(abi, flags, reserved);
     um_guard_leave(&guard);

@@ -19,6 +19,7 @@ struct um_client {
     _Atomic uint64_t holders; /* calls in progress, and UM_CLIENT_LIVE */
     _Atomic uint64_t inode;   /* of the pipe */
     usermm_device *device;
+    uint32_t slot;
     atomic_bool doubtful; /* a descriptor was closed: perhaps the last */
 };
 
@@ -45,5 +46,8 @@ bool um_client_has(const struct um_client *client, int fd);
 
 /* close(2) of what may be a descriptor of a client. */
 int um_client_close(int fd);
+
+/* After fork, in the child. */
+void um_client_in_child(void);
 
 #endif

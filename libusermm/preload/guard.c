@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "client.h"
 #include "monitor.h"
 #include "native.h"
 #include "sys.h"
@@ -15,8 +16,7 @@
 #define OUT_OF_THE_WAY 512 /* or half of what the program may have */
 
 _Thread_local unsigned um_guard_depth;
-static _Atomic pid_t process;         /* that opened a device, or a forked child of it */
-static void (*in_forked_child)(void); /* what the clients have to do there */
+static _Atomic pid_t process; /* that opened a device, or a forked child of it */
 
 void um_guard_enter(struct um_guard *guard) {
     if (um_guard_depth == 0) {
@@ -44,17 +44,16 @@ static void in_child(void) {
     if (atomic_load(&process) == 0)
         return;
     atomic_store(&process, (pid_t)syscall(SYS_getpid));
-    in_forked_child();
+    um_client_in_child();
 }
 
 /* Before the program's own handlers are there: those that run for a fork may open and close devices. */
 __attribute__((constructor)) static void watch_forks(void) {
-    um_watch_forks();
     pthread_atfork(NULL, NULL, in_child);
+    um_watch_forks(); /* second: it lets signals' handlers run again in the child */
 }
 
-void um_process_is_known(void (*in_child_of_it)(void)) {
-    in_forked_child = in_child_of_it;
+void um_process_is_known(void) {
     if (atomic_load(&process) == 0)
         atomic_store(&process, (pid_t)syscall(SYS_getpid));
 }

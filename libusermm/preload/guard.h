@@ -15,8 +15,8 @@ void um_guard_leave(const struct um_guard *guard);
 /* Whether this thread is between the two: whatever is called then is our own doing, and goes the native way. */
 bool um_guard_is_inside(void);
 
-/* Before the first device is opened, inside a guard: which process it is, and what its forked children have to do. */
-void um_process_is_known(void (*in_forked_child)(void));
+/* Before a device is opened: which process it is. */
+void um_process_is_known(void);
 
 /* A child made by vfork shares this memory, but its descriptors are its own. */
 bool um_is_vfork_child(void);

@@ -16,6 +16,7 @@
 #include "native.h"
 #include "page.h"
 #include "reading.h"
+#include "sys.h"
 #include "trace.h"
 
 #define ABI_TYPE 'U' /* of all ioctls of both versions; USB's are of it, too, and are told apart by the descriptor */
@@ -165,7 +166,7 @@ static void *mapped(void *found, int number, void *address, size_t length, int p
         return found;
     if (found == MAP_FAILED)
         return errno == ENODEV ? map_device(address, length, prot, flags, fd, offset, number, site) : found;
-    um_quiet_soon((uintptr_t)found, (uintptr_t)found + length, REUSE_WAIT_NS);
+    um_quiet_soon((uintptr_t)found, (uintptr_t)found + length + um_page_size() - 1, REUSE_WAIT_NS);
     errno = number;
     return found;
 }

@@ -31,7 +31,7 @@ int um_device_state(const usermm_device *device) {
 bool um_device_has(const usermm_device *device, int fd) {
 #ifdef USERMM_PRELOAD /* elsewhere whoever closes others' descriptors is part of the same program */
     struct stat found;
-    return fd >= 0 && fstat(fd, &found) == 0 && found.st_ino == device->pipe && S_ISFIFO(found.st_mode);
+    return fd >= 0 && fstat(fd, &found) == 0 && found.st_ino == device->pipe && found.st_dev == device->pipes;
 #else
     (void)device;
     return fd >= 0;
@@ -45,7 +45,10 @@ static int make_pipe(usermm_device *device) {
         return -errno;
     device->ready_fd = um_sys_out_of_the_way(fds[0]);
     device->signal_fd = um_sys_out_of_the_way(fds[1]);
-    device->pipe = fstat(device->ready_fd, &found) ? 0 : found.st_ino;
+    if (fstat(device->ready_fd, &found) == 0) {
+        device->pipe = found.st_ino;
+        device->pipes = found.st_dev;
+    }
     return 0;
 }
 

@@ -45,7 +45,7 @@ struct usermm_device {
     struct um_region *first_queued, *last_queued;
     bool last_owed;          /* version 2: the buffer was full when the queue ran dry */
     int ready_fd, signal_fd; /* a pipe: bytes in it are what makes the device poll readable */
-    uint64_t pipe;           /* its inode */
+    uint64_t pipe, pipes;    /* its inode, and the file system of all pipes */
     int page_fd;             /* memfd behind usermm_map, -1 until the first one */
     _Atomic uint64_t *page;  /* what clients map; a page further, what forked children map: see gate.c */
     bool gate_shut;

@@ -109,7 +109,7 @@ static int prepare_once(void) {
                      : mmap(NULL, um_page_size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED)
         return -ENOMEM;
-    if (madvise(page, um_page_size(), MADV_WIPEONFORK) || pthread_atfork(before_fork, in_parent, in_forked_child)) {
+    if (madvise(page, um_page_size(), MADV_WIPEONFORK) || um_watch_forks()) {
         munmap(page, um_page_size());
         return -ENOMEM;
     }

@@ -70,8 +70,8 @@ static int ensure_page(usermm_device *device) {
 static int map_guarded(const usermm_device *device, struct um_mapping *mapping, int flags) {
     size_t size = um_page_size();
     flags = (flags & ~(MAP_TYPE | MAP_POPULATE | MAP_LOCKED)) | MAP_PRIVATE;
-    void *address =
-        um_fault("mmap") ? MAP_FAILED : mmap(mapping->address, mapping->length, PROT_NONE, flags, device->page_fd, 0);
+    void *address = um_fault("mmap") ? (errno = ENOMEM, MAP_FAILED)
+                                     : mmap(mapping->address, mapping->length, PROT_NONE, flags, device->page_fd, 0);
     if (address == MAP_FAILED)
         return -errno;
     int result = um_gate_guard(address);

@@ -29,3 +29,6 @@ for protection in probe in_flight recheck; do
     must_fail "$build/without_$protection/stress_cache" "$unprotected" 4
 done
 must_fail "$build/without_recheck/stress_cache_union" "$unprotected"
+for protection in gate in_flight; do
+    must_fail "$build/without_$protection/stress_notifications" "$unprotected"
+done

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs each test with its 1st, 2nd, 3rd ... call failing, for each kind of call, until there is none left to fail (status 3).
 set -u
-calls="malloc ioctl read write poll mmap pipe2 userfaultfd open pthread_create memfd_create"
+calls="malloc ioctl read write poll mmap pipe2 userfaultfd open pthread_create memfd_create madvise"
 limit=${USERMM_FAULT_LIMIT:-400}
 log=$(mktemp)
 failures=0

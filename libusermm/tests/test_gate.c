@@ -86,6 +86,7 @@ static void unmap_generation(generation_page page) {
 }
 
 static void start_thread(void *(*run)(void *), void *argument) {
+    test_at_end(clean);
     atomic_store(&going, true);
     CHECK(pthread_create(&threads[thread_count++], NULL, run, argument) == 0);
 }
@@ -227,6 +228,22 @@ static void *make_noise(void *argument) {
     return NULL;
 }
 
+/* The window is open for another thread's change most of the time: who leaves in it must not take the page along. */
+static void a_device_may_be_closed_meanwhile(void) {
+    char *memory = test_map(1);
+    start_thread(make_noise, test_open(2, O_RDONLY));
+    for (unsigned i = 0; i < 2 * ROUNDS; i++) {
+        CALL(usermm_open(2, O_RDONLY, &passing));
+        generation_page page = map_generation(passing);
+        test_register(passing, memory, PAGE, 1);
+        changes_are_seen(passing, page, memory, 1);
+        usermm_close(passing);
+        passing = NULL;
+        CHECK(*page == 1 || test_fault_fired());
+        unmap_generation(page);
+    }
+}
+
 /* With the monitor at work for another thread: it meets mappings in the middle of a move. */
 static void a_page_may_be_moved(void) {
     usermm_device *device = test_open(2, O_RDONLY);
@@ -307,14 +324,25 @@ static void all_memory_may_be_locked(void) {
     changes_are_seen(device, page, memory, 10);
 }
 
-/* Says for each generation that its parent sends whether it loads the same; then whether its own device has its own. */
+/*
+ * Loads all the time, and says for each generation that its parent sends whether it sees the same; then whether its own
+ * device has its own. A load of the page that the monitor takes out would make an empty one, for the parent, too.
+ */
 static int follow(int parent, generation_page page, char *memory) {
-    uint64_t told;
+    uint64_t told, last = 0;
     usermm_device *own;
     void *own_page;
-    while (recv(parent, &told, sizeof told, 0) == sizeof told) {
-        bool same = *page == told;
-        send(parent, &same, sizeof same, MSG_NOSIGNAL);
+    for (;;) {
+        ssize_t size = recv(parent, &told, sizeof told, MSG_DONTWAIT);
+        uint64_t now = *page;
+        if (now < last)
+            return 1;
+        last = now;
+        bool same = now == told;
+        if (size == sizeof told)
+            send(parent, &same, sizeof same, MSG_NOSIGNAL);
+        else if (size >= 0 || errno != EAGAIN)
+            break;
     }
     if (!test_children_can_start_threads)
         return 0;
@@ -525,6 +553,7 @@ int main(void) {
         TEST(a_load_sees_the_own_call),
         TEST(loads_of_other_threads_never_go_back),
         TEST(a_page_that_is_mapped_meanwhile_is_exact),
+        TEST(a_device_may_be_closed_meanwhile),
         TEST(a_page_may_be_moved),
         TEST(a_discarded_page_comes_back),
         TEST(many_mappings_come_and_go),

@@ -51,7 +51,16 @@ def preload_without(protection: str, directory: Path) -> Path:
     """The preload library without the protection USERMM_WITHOUT_`protection`."""
     target = directory / f"preload_without_{protection.lower()}.so"
     sources = [*LIBRARY.glob("src/*.c"), *LIBRARY.glob("preload/*.c")]
-    options = ("-std=c11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-ftls-model=initial-exec", "-fexceptions", "-pthread")
+    options = (
+        "-std=c11",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-ftls-model=initial-exec",
+        "-fexceptions",
+        "-pthread",
+    )
     includes = ("-DUSERMM_PRELOAD", "-U_FORTIFY_SOURCE", f"-I{LIBRARY / 'include'}", f"-I{LIBRARY / 'src'}")
     _build(target, *options, f"-DUSERMM_WITHOUT_{protection}", *includes, *sources)
     return target
