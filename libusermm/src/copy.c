@@ -61,3 +61,7 @@ int um_copy_out(void *theirs, const void *mine, size_t size) {
 int um_copy_in(void *mine, void *theirs, size_t size) {
     return copy(mine, theirs, size, false);
 }
+
+int um_copy_word_out(uint64_t *theirs, uint64_t word) {
+    return copy_between(&word, theirs, sizeof word, true);
+}

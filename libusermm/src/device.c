@@ -9,6 +9,7 @@
 
 #include "gate.h"
 #include "monitor.h"
+#include "page.h"
 #include "sys.h"
 
 #define SHUT_DOWN UINT64_MAX
@@ -139,8 +140,7 @@ void usermm_shutdown(usermm_device *device) {
 
 void usermm_close(usermm_device *device) {
     usermm_shutdown(device);
-    if (device->page)
-        munmap((void *)device->page, 2 * um_page_size());
+    um_page_free(device);
     free_device(device);
 }
 

@@ -58,6 +58,8 @@ int um_gate_shut(void) {
             return result;
         device->gate_shut = true;
     }
+#else
+    (void)take_out;
 #endif
     return 0;
 }
@@ -90,7 +92,7 @@ static int fill(usermm_device *device) {
         number = 0;
     }
     if (number)
-        um_copy_out((void *)device->page, (void *)copy_of(device), sizeof *device->page);
+        um_copy_word_out((uint64_t *)device->page, atomic_load(copy_of(device)));
     return number == EEXIST ? 0 : -number; /* EEXIST: somebody touched it who is not guarded */
 }
 

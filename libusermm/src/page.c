@@ -31,6 +31,8 @@ static int make_page(int *ret_fd, void **ret_page) {
     if (result == 0) {
         *(_Atomic uint64_t *)page = 0; /* makes the page: once guarded, a touch waits for one */
         result = um_gate_guard(page);
+        if (result == 0 && madvise(page, um_page_size(), MADV_DONTFORK)) /* a child's would not be guarded */
+            result = -errno;
     }
     if (result == 0) {
         *ret_fd = um_sys_out_of_the_way(fd);
@@ -142,6 +144,12 @@ int um_page_map(usermm_device *device, void *address, size_t length, int prot, i
 
 int usermm_map(usermm_device *device, size_t length, int prot, int flags, int64_t offset, void **ret_address) {
     return um_page_map(device, NULL, length, prot, flags & ~MAP_FIXED, offset, ret_address);
+}
+
+void um_page_free(usermm_device *device) {
+    size_t skipped = um_device_is_inherited(device) ? um_page_size() : 0; /* that part was not inherited */
+    if (device->page)
+        munmap((char *)device->page + skipped, 2 * um_page_size() - skipped);
 }
 
 /* Where the client unmapped it meanwhile there is a hole, and then a page too many, or other memory, and then nothing.

@@ -20,6 +20,9 @@ bool um_page_is_at(uint64_t address);
 /* In a forked child: maps what shows the parent's generation where the parent has the page mapped. */
 void um_page_inherit(usermm_device *device);
 
+/* Gives the device's own mapping back. Needs no lock. */
+void um_page_free(usermm_device *device);
+
 /* The page is about to stop changing: children may inherit it as it is. */
 void um_page_rest(usermm_device *device);
 

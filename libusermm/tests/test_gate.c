@@ -397,6 +397,30 @@ static bool map_again_at(generation_page address, usermm_device *device) {
     return false;
 }
 
+/* What a child does to all of its memory must not make an empty page in the file. */
+static void a_child_may_lock_its_memory(void) {
+    usermm_device *device = test_open(2, O_RDONLY);
+    generation_page page = map_generation(device);
+    char *memory = test_map(1);
+    int ends[2];
+    test_register(device, memory, PAGE, 1);
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
+    child = fork();
+    if (child == 0) {
+        char byte;
+        close(ends[1]);
+        while (recv(ends[0], &byte, 1, MSG_DONTWAIT) < 0)
+            if (mlockall(MCL_CURRENT) == 0)
+                munlockall();
+        _exit(0);
+    }
+    CHECK(child > 0);
+    close(ends[0]);
+    to_child = ends[1];
+    changes_are_seen(device, page, memory, ROUNDS * 5);
+    CHECK(end_child() == 0);
+}
+
 /* One device's page is mapped where another's was: what was noted first is not what a child has to find there. */
 static void a_child_finds_what_is_mapped_there_now(void) {
     usermm_device *devices[] = {test_open(2, O_RDONLY), test_open(2, O_RDONLY)};
@@ -559,6 +583,7 @@ int main(void) {
         TEST(many_mappings_come_and_go),
         TEST(all_memory_may_be_locked),
         TEST(a_child_follows_its_parent),
+        TEST(a_child_may_lock_its_memory),
         TEST(a_child_finds_what_is_mapped_there_now),
         TEST(the_page_outlives_its_device),
         TEST(other_memory_at_the_address_is_left_alone),
