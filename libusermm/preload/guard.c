@@ -10,7 +10,6 @@
 
 #include "client.h"
 #include "monitor.h"
-#include "native.h"
 #include "sys.h"
 
 #define OUT_OF_THE_WAY 512 /* or half of what the program may have */
@@ -66,7 +65,7 @@ int um_sys_out_of_the_way(int fd) {
     int moved = fcntl(fd, F_DUPFD_CLOEXEC, lowest);
     if (moved < 0)
         return fd;
-    UM_NATIVE(close)(fd);
+    close(fd);
     return moved;
 }
 

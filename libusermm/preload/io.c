@@ -37,13 +37,15 @@ static long returned(long result) {
  * asked for. For everything else this is two comparisons.
  */
 static inline bool monitor_is_busy(void) {
-    return __builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) != 0, 0) &&
-           atomic_load(&um_monitor.page->in_flight) & 1;
+    return atomic_load(&um_monitor.page->in_flight) & 1;
+}
+
+/* No number can be a device's: then a call goes straight on. */
+static inline bool there_is_none(void) {
+    return __builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) == 0, 1);
 }
 
 static inline bool is_suspicious(ssize_t done, const void *buffer, size_t size, bool was_busy) {
-    if (__builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) == 0, 1))
-        return false;
     if (done > 0)
         return *(const unsigned char *)buffer == (unsigned char)UM_MARK[0];
     return done < 0 ? errno == EFAULT || (was_busy && errno == EAGAIN) : size == 0;
@@ -51,7 +53,7 @@ static inline bool is_suspicious(ssize_t done, const void *buffer, size_t size, 
 
 #define SITE __builtin_return_address(0)
 
-static inline ssize_t read_part(int fd, void *buffer, size_t size, void *site) {
+static __attribute__((noinline)) ssize_t read_part(int fd, void *buffer, size_t size, void *site) {
     const struct iovec part = {buffer, size};
     ssize_t done;
     if (um_client_is_known(fd) && um_read_device(fd, &part, 1, 0, &done, site))
@@ -64,12 +66,12 @@ static inline ssize_t read_part(int fd, void *buffer, size_t size, void *site) {
 }
 
 UM_EXPORT ssize_t read(int fd, void *buffer, size_t size) {
-    return read_part(fd, buffer, size, SITE);
+    return there_is_none() ? UM_NATIVE(read)(fd, buffer, size) : read_part(fd, buffer, size, SITE);
 }
 
 UM_EXPORT ssize_t __read_chk(int fd, void *buffer, size_t size, size_t buffer_size) {
-    if (size > buffer_size)
-        return UM_NATIVE(__read_chk)(fd, buffer, size, buffer_size); /* ends the program */
+    if (size > buffer_size || there_is_none())
+        return UM_NATIVE(__read_chk)(fd, buffer, size, buffer_size); /* the former ends the program */
     return read_part(fd, buffer, size, SITE);
 }
 
@@ -82,6 +84,8 @@ static const void *first_byte(const struct iovec *parts, int count) {
 
 UM_EXPORT ssize_t readv(int fd, const struct iovec *parts, int count) {
     ssize_t done;
+    if (there_is_none())
+        return UM_NATIVE(readv)(fd, parts, count);
     if (um_client_is_known(fd) && um_read_device(fd, parts, count, 0, &done, SITE))
         return done;
     bool was_busy = monitor_is_busy();
@@ -93,7 +97,7 @@ UM_EXPORT ssize_t readv(int fd, const struct iovec *parts, int count) {
 
 /* A pipe has no offsets, a device ignores them. */
 static inline bool is_pipe_error(ssize_t done) {
-    return done < 0 && errno == ESPIPE && atomic_load_explicit(&um_clients, memory_order_relaxed);
+    return done < 0 && errno == ESPIPE && !there_is_none();
 }
 
 UM_EXPORT ssize_t pread(int fd, void *buffer, size_t size, off_t offset) {
@@ -131,7 +135,7 @@ UM_EXPORT int ioctl(int fd, unsigned long request, ...) {
     void *argument = va_arg(arguments, void *);
     va_end(arguments);
     int result;
-    if (_IOC_TYPE(request) == ABI_TYPE && atomic_load_explicit(&um_clients, memory_order_relaxed) &&
+    if (_IOC_TYPE(request) == ABI_TYPE && !there_is_none() &&
         ioctl_device(fd, (unsigned)request, argument, &result, SITE))
         return result;
     return UM_NATIVE(ioctl)(fd, request, argument);
@@ -162,7 +166,7 @@ static void *map_device(void *address, size_t length, int prot, int flags, int f
  */
 static void *mapped(void *found, int number, void *address, size_t length, int prot, int flags, int fd, off_t offset,
                     void *site) {
-    if (__builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) == 0, 1) || um_guard_is_inside())
+    if (there_is_none() || um_guard_is_inside())
         return found;
     if (found == MAP_FAILED)
         return errno == ENODEV ? map_device(address, length, prot, flags, fd, offset, number, site) : found;
@@ -185,8 +189,7 @@ UM_EXPORT void *mmap64(void *address, size_t length, int prot, int flags, int fd
 
 /* Copies of a device's descriptor have numbers that nobody told us of, so while there is a device every close asks. */
 UM_EXPORT int close(int fd) {
-    if (__builtin_expect(atomic_load_explicit(&um_clients, memory_order_relaxed) == 0, 1) || um_guard_is_inside() ||
-        um_is_vfork_child())
+    if (there_is_none() || um_guard_is_inside() || um_is_vfork_child())
         return UM_NATIVE(close)(fd);
     return um_client_close(fd);
 }
