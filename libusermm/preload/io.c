@@ -160,6 +160,17 @@ static void *map_device(void *address, size_t length, int prot, int flags, int f
     return found;
 }
 
+/* What the kernel refuses of a pipe as it would of the device: writing, an odd offset. */
+static void trace_refused(int fd, size_t length, void *site) {
+    int number = errno;
+    struct um_client *client = um_client_hold(fd);
+    if (client) {
+        um_trace_mmap(client->device, length, -number, NULL, site);
+        um_client_drop(client);
+    }
+    errno = number;
+}
+
 /*
  * An address that another thread is still unmapping can be handed out again before the monitor knows. Programs that
  * only load the generation cannot ask, so they get the address when it is known.
@@ -168,8 +179,13 @@ static void *mapped(void *found, int number, void *address, size_t length, int p
                     void *site) {
     if (there_is_none() || um_guard_is_inside())
         return found;
-    if (found == MAP_FAILED)
-        return errno == ENODEV ? map_device(address, length, prot, flags, fd, offset, number, site) : found;
+    if (found == MAP_FAILED && errno == ENODEV)
+        return map_device(address, length, prot, flags, fd, offset, number, site);
+    if (found == MAP_FAILED) {
+        if (um_trace_is_on())
+            trace_refused(fd, length, site);
+        return found;
+    }
     um_quiet_soon((uintptr_t)found, (uintptr_t)found + length + um_page_size() - 1, REUSE_WAIT_NS);
     errno = number;
     return found;

@@ -30,8 +30,8 @@ int um_path_abi(int directory, const char *path) {
     int abi = strcmp(name, "ummunotify") == 0 ? USERMM_ABI_UMMUNOTIFY
               : strcmp(name, "ummunot") == 0  ? USERMM_ABI_UMMUNOT
                                               : 0;
-    if (!abi || strncmp(path, "/dev/", 5) == 0)
-        return name - path == 5 ? abi : 0;
+    if (!abi || (name - path == 5 && strncmp(path, "/dev/", 5) == 0))
+        return abi;
     int number = errno;
     bool found = is_dev(directory, path, (size_t)(name - path));
     errno = number;

@@ -40,17 +40,25 @@ static int scatter(const struct iovec *parts, int count, const char *data, size_
     return 0;
 }
 
-static ssize_t read_once(usermm_device *device, const struct iovec *parts, int count, void *site) {
+/* A page of stack more, which a signal's handler on a small one cannot spare. */
+static __attribute__((noinline)) ssize_t read_and_scatter(usermm_device *device, const struct iovec *parts, int count,
+                                                          size_t size, void *site) {
     struct usermm_event events[UM_EVENTS_PER_READ];
+    ssize_t done = usermm_read(device, events, size);
+    if (done > 0 && scatter(parts, count, (const char *)events, (size_t)done))
+        done = -EFAULT;
+    if (um_trace_is_on())
+        um_trace_read(device, size, done, events, site);
+    return done;
+}
+
+static ssize_t read_once(usermm_device *device, const struct iovec *parts, int count, void *site) {
     ssize_t size = total_size(parts, count);
     if (size < 0)
         return size;
     if (count == 1 && !um_trace_is_on())
         return usermm_read(device, parts->iov_base, (size_t)size);
-    ssize_t done = usermm_read(device, events, (size_t)size);
-    if (um_trace_is_on())
-        um_trace_read(device, (size_t)size, done, events, site);
-    return done > 0 && scatter(parts, count, (const char *)events, (size_t)done) ? -EFAULT : done;
+    return read_and_scatter(device, parts, count, (size_t)size, site);
 }
 
 static void drop(void *client) {
