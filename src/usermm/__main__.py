@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from usermm import commands
 from usermm.errors import UsermmError
@@ -20,10 +21,22 @@ INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 READER_GONE = 128 + 13  # as a shell reports SIGPIPE
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line on stderr where argparse prints two or more."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process."""
+        text = " ".join(f"{message}; {self.format_usage()}".split())
+        self.exit(CANNOT, f"{self.prog}: {text}\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; `argv` is without the program's name. Wrong arguments raise `SystemExit` (argparse)."""
     words = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(words).parse_args(words)
+    # Not parse_args: that lets the parser of all verbs complain, whose usage does not help.
+    args, unknown = _parser(words).parse_known_args(words)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status = commands.load(args.verb).run(args)
         sys.stdout.flush()
@@ -41,17 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return READER_GONE
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only the module of the verb that was asked for is imported, all of them for help."""
-    parser = argparse.ArgumentParser(
-        prog="usermm", description="Exact memory notifications on a stock kernel."
-    )
+def _parser(words: Sequence[str]) -> _Parser:
+    """It knows its verbs; only the module of the verb that was asked for is imported, all of them for help."""
+    parser = _Parser(prog="usermm", description="Exact memory notifications on a stock kernel.")
     parser.add_argument("--version", action="version", version=f"usermm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     known = commands.names()
     for name in words[:1] if words[:1] and words[0] in known else known:
         command = commands.load(name)
-        command.prepare(verbs.add_parser(name, help=command.HELP, description=f"{command.HELP}."))
+        of_verb = verbs.add_parser(name, help=command.HELP, description=f"{command.HELP}.")
+        of_verb.set_defaults(parser=of_verb)
+        command.prepare(of_verb)
     return parser
 
 

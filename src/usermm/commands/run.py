@@ -29,7 +29,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of run."""
     parser.usage = "usermm run [-h] [--trace FILE] [--] PROGRAM [ARGS ...]"
     parser.add_argument("--trace", metavar="FILE", help="write every call and notification there; see `usermm trace`")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM", help="and its arguments")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM", help="the program, and its arguments")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
             raise search.ProgramError(search.NOT_FOUND, problem)
         trace = None if args.trace is None else _trace_file(args.trace)
         if not inspection.kernel_has_device():
-            _warn(list(inspection.obstacles(image, library)))
-        if inspection.is_musl(image.elf):
+            _warn(list(inspection.obstacles(image, library, environment)))
+        if inspection.is_ended_by_preload(image.elf, environment):
             environment = preload.leave_out(environment, library)
         else:
             environment = preload.prepare(environment, library, trace)

@@ -1,6 +1,6 @@
 """``usermm trace``: what ``usermm run --trace`` wrote, for people, with the mistakes of the program that was traced.
 
-Exit status: 0 when nothing was found, 1 when something was, 2 when the file cannot be read or is no trace,
+Exit status: 0 when no mistake was found (warnings may have been), 1 when one was, 2 when the file cannot be read or is no trace,
 130 after Ctrl-C.
 """
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name in a trace need not fit the terminal's encoding
     try:
         with open(args.file, "rb") as stream:
-            return 1 if _report(Lines(stream), args.json) else 0
+            return 0 if all(finding.is_warning for finding in _report(Lines(stream), args.json)) else 1
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:

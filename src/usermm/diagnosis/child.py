@@ -36,6 +36,8 @@ def try_in_child(timeout_s: float = TIMEOUT_S, program: str = _PROGRAM) -> Trial
         child = subprocess.run(command, env=environment, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return Trial(None, f"the self-test hung and was killed after {timeout_s:g} s")
+    except OSError as error:  # the interpreter may be another user's, or gone
+        return Trial(None, f"the self-test did not start: {sys.executable}: {error.strerror}")
     if child.returncode != 0:
         last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         return Trial(None, last or f"the self-test ended with status {child.returncode}")

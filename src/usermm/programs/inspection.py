@@ -11,7 +11,7 @@ from typing import Final
 
 from usermm.errors import UsermmError
 from usermm.monitors import userfaultfd
-from usermm.programs import elf, privileges, scripts
+from usermm.programs import elf, preload, privileges, scripts
 
 DEVICES: Final = ("ummunotify", "ummunot")
 MOST_INTERPRETERS: Final = 5
@@ -19,6 +19,10 @@ MOST_INTERPRETERS: Final = 5
 
 _LOADER: Final = re.compile(r"ld[-.\w]*\.so")
 """The loader run as a program has no loader, and preloads."""
+
+_ASAN: Final = re.compile(r"lib(?:clang_rt\.)?asan[.-]")
+_ANY_ORDER: Final = re.compile(r"(?:^|[:\s,])verify_asan_link_order=(?:0|no|false)\b")
+"""In ASAN_OPTIONS: the runtime need not be first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +66,14 @@ def resolve(path: str, environment: Mapping[str, str]) -> Image:
     return Image(path, None)
 
 
-def obstacles(image: Image, library: str) -> Iterator[str]:
+def obstacles(image: Image, library: str, environment: Mapping[str, str]) -> Iterator[str]:
     """Each reason why `library`, preloaded into the image, gives it no device. Nothing when there is none.
+    `environment` is that of the program, without `library`.
 
     A file that cannot be read, or that is no ELF file, is not judged: starting it says more.
     """
     if image.elf is not None:
-        yield from _of_the_file(image.path, image.elf, library)
+        yield from _of_the_file(image.path, image.elf, library, environment)
     if not userfaultfd.probe_availability().available:
         yield "userfaultfd is not permitted here, so opening the device fails: `usermm doctor` names the cure"
 
@@ -78,7 +83,22 @@ def is_musl(found: elf.Elf | None) -> bool:
     return found is not None and os.path.basename(found.interpreter).startswith("ld-musl-")
 
 
-def _of_the_file(path: str, found: elf.Elf, library: str) -> Iterator[str]:
+def is_ended_by_preload(found: elf.Elf | None, environment: Mapping[str, str]) -> bool:
+    """True when a program would not run with a library preloaded into it, and does without.
+
+    musl's loader does not forgive what it cannot resolve; AddressSanitizer's runtime does not when it is not first.
+    """
+    return found is not None and (is_musl(found) or bool(_late_runtime(found, environment)))
+
+
+def _late_runtime(found: elf.Elf, environment: Mapping[str, str]) -> str:
+    """The runtime of AddressSanitizer that the program needs and that would not be the first library, or ""."""
+    if preload.has_sanitizer(environment) or _ANY_ORDER.search(environment.get("ASAN_OPTIONS", "")):
+        return ""
+    return next((name for name in found.needed if _ASAN.match(name)), "")
+
+
+def _of_the_file(path: str, found: elf.Elf, library: str, environment: Mapping[str, str]) -> Iterator[str]:
     ours = architecture_of(library)
     if ours is not None and found.architecture != ours:
         yield f"{path} is {found.architecture} and the library {ours}: build the program for that"
@@ -86,6 +106,10 @@ def _of_the_file(path: str, found: elf.Elf, library: str) -> Iterator[str]:
         yield f"{path} uses the C library musl, and the library needs glibc: build it with glibc"
     elif not found.interpreter and not _LOADER.match(os.path.basename(path)):
         yield f"{path} is statically linked, so nothing can be preloaded: link it dynamically"
+    elif runtime := _late_runtime(found, environment):
+        file = "gcc -print-file-name=libasan.so" if "clang" not in runtime else f"clang -print-file-name={runtime}"
+        cure = f"LD_PRELOAD=$({file}) usermm run -- PROGRAM"
+        yield f"{path} is built with AddressSanitizer, whose runtime must be the first library: {cure}"
     reason = privileges.gained(path)
     if reason:
         yield f"{path} runs with other privileges ({reason}), so its loader preloads nothing: run a copy without them"

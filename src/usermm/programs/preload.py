@@ -29,8 +29,13 @@ def prepare(environment: Mapping[str, str], library: str, trace: str | None) -> 
     return prepared
 
 
+def has_sanitizer(environment: Mapping[str, str]) -> bool:
+    """True when the runtime of a sanitizer is preloaded already."""
+    return any(_FIRST.search(name) for name in _SPLITS.split(environment.get(PRELOAD, "")))
+
+
 def leave_out(environment: Mapping[str, str], library: str) -> dict[str, str]:
-    """`environment` for a program that `library` would end: musl's loader does not forgive what it cannot resolve."""
+    """`environment` for a program that `library` would end (`inspection.is_ended_by_preload`)."""
     others = [name for name in _SPLITS.split(environment.get(PRELOAD, "")) if name not in ("", library)]
     left = {name: value for name, value in environment.items() if name != PRELOAD}
     return {**left, PRELOAD: ":".join(others)} if others else left

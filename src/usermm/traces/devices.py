@@ -26,6 +26,7 @@ class Counts:
     notifications: int = 0
     reads: int = 0
     events: int = 0
+    lasts: int = 0
 
 
 @dataclass(slots=True)
@@ -114,6 +115,7 @@ class Device:
             if hit.cookie in self.regions:
                 self.gone.setdefault(hit.cookie, record.line)
         if record.last is not None:
+            self.counts.lasts += 1
             self.drain(record.last)
         elif record.hits:
             self.in_drain, self.registered_in_drain = record, 0

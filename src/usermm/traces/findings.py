@@ -23,6 +23,7 @@ class Kind(enum.StrEnum):
     EMPTY_REGION = "empty-region"
     SHORT_READ = "short-read"
     BAD_POINTER = "bad-pointer"
+    BAD_BUFFER = "bad-buffer"
     WRONG_REQUEST = "wrong-request"
     INTERFACE_VERSION = "interface-version"
     OPEN_FOR_WRITING = "open-for-writing"
@@ -35,7 +36,7 @@ WARNINGS: Final = frozenset({Kind.EMPTY_REGION})
 
 LEADS_TO: Final = {
     Kind.LAST_NOT_REACHED: "events stay queued, and the generation they belong to is never known",
-    Kind.NOT_DRAINED: "registrations of memory that is gone are taken for good",
+    Kind.NOT_DRAINED: "registrations of memory that is gone are believed to be valid",
     Kind.COOKIE_LEAKED: "the cookie stays in use, and registering it again fails with EINVAL",
     Kind.NEVER_UNREGISTERED: "what was pinned or registered for it stays so",
     Kind.COOKIE_IN_USE: "the new range is not watched",
@@ -43,7 +44,8 @@ LEADS_TO: Final = {
     Kind.EXCHANGE_LATE: "no feature was agreed on",
     Kind.EMPTY_REGION: "only a change that begins before it and ends after it is reported",
     Kind.SHORT_READ: "it gives 0 bytes and leaves the events queued, for ever",
-    Kind.BAD_POINTER: "nothing was done; a read has lost its events",
+    Kind.BAD_POINTER: "nothing was done",
+    Kind.BAD_BUFFER: "the events of that read are lost",
     Kind.WRONG_REQUEST: "nothing was done",
     Kind.INTERFACE_VERSION: "the range is not watched",
     Kind.OPEN_FOR_WRITING: "there is no device",
@@ -60,7 +62,8 @@ INSTEAD: Final = {
     Kind.EXCHANGE_LATE: "call EXCHANGE_FEATURES once, right after open",
     Kind.EMPTY_REGION: "the end is exclusive: pass start + length",
     Kind.SHORT_READ: "read at least 32 bytes, the size of one event",
-    Kind.BAD_POINTER: "pass memory that is mapped and, for a read, writable",
+    Kind.BAD_POINTER: "pass the address of mapped memory",
+    Kind.BAD_BUFFER: "read into memory that is mapped and writable",
     Kind.WRONG_REQUEST: "use the requests of the version that was opened",
     Kind.INTERFACE_VERSION: "set intf_version to 1 and use a cookie that is not registered",
     Kind.OPEN_FOR_WRITING: "open it O_RDONLY",
@@ -108,7 +111,7 @@ class Findings:
             return
         known.count += 1
         if len(known.lines) < MOST_LINES:
-            known.lines += [line for line in lines if line not in known.lines]
+            known.lines = sorted({*known.lines, *lines})
 
     def in_order(self) -> list[Finding]:
         """By where the first is seen in the file."""

@@ -155,7 +155,7 @@ class Finder:
         if record.size < _EVENT_BYTES:
             self._add(Kind.SHORT_READ, record, f"read of {record.size} bytes")
         if record.result == -errno.EFAULT:
-            self._add(Kind.BAD_POINTER, record, "read into memory that cannot be written: EFAULT")
+            self._add(Kind.BAD_BUFFER, record, "read into memory that cannot be written: EFAULT")
         elif record.result == -errno.EAGAIN:
             device.drain(device.generation)
         elif record.result > 0:
@@ -224,11 +224,16 @@ class Finder:
         if device.counts.reads and not live and device.registered_undrained is None:
             return
         first = (live or device.undrained)[0]
-        known = f"LAST was read up to {device.drained}" if device.counts.reads else "nothing was ever read"
+        if not device.counts.reads:
+            known = "nothing was ever read"
+        elif not device.counts.lasts and not device.drained:
+            known = "no LAST was read"
+        else:
+            known = f"events were read only up to {device.drained}"
         what = f"the generation moved to {device.generation} (from line {first.line} on), but before {how} {known}"
-        site = device.opened.site if device.opened else ""
         also = () if device.registered_undrained is None else (device.registered_undrained.line,)
-        self._findings.add(Kind.NOT_DRAINED, (*device.owner, site), sorted({first.line, *also}), what)
+        # No site: the library that should have read is somewhere in the program, and made no call.
+        self._findings.add(Kind.NOT_DRAINED, (*device.owner, ""), sorted({first.line, *also}), what)
 
 
 def _range(region: Register) -> str:
