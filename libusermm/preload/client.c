@@ -6,7 +6,6 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,23 +14,16 @@
 #include "guard.h"
 #include "memory.h"
 #include "native.h"
+#include "slots.h"
 #include "trace.h"
 
-#define LIVE (UINT64_C(1) << 63)
-#define SLOTS_PER_CHUNK 1024u
-#define MAX_CHUNKS 1024u
+#define LIVE UM_CLIENT_LIVE
 #define LOOKS_PER_OPEN 2u /* so that ten thousand opens do not look at ten thousand clients each */
 
 _Atomic uint32_t um_table[UM_TABLE_SIZE];
 _Atomic uint32_t um_clients;
-static _Atomic uint32_t slots; /* ever used */
-static _Atomic dev_t pipes;    /* the file system of pipes: a FIFO elsewhere may have a device's inode number */
-static struct um_client *_Atomic chunks[MAX_CHUNKS]; /* never freed: whoever has a stale slot finds a client there */
+static _Atomic dev_t pipes; /* the file system of pipes: a FIFO elsewhere may have a device's inode number */
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER; /* making clients; inside a guard */
-
-static struct um_client *at(uint32_t slot) {
-    return &atomic_load(&chunks[slot / SLOTS_PER_CHUNK])[slot % SLOTS_PER_CHUNK];
-}
 
 /* Holds it if it lives and is the pipe's; looked at again after, since a slot is used again. */
 static bool hold(struct um_client *client, uint64_t inode) {
@@ -69,13 +61,13 @@ struct um_client *um_client_hold(int fd) {
             know(fd, 0); /* closed behind us, and perhaps something else by now */
         return NULL;
     }
-    if (entry && hold(at(entry - 1), inode))
-        return at(entry - 1);
-    uint32_t count = atomic_load(&slots);
+    if (entry && hold(um_slot_at(entry - 1), inode))
+        return um_slot_at(entry - 1);
+    uint32_t count = um_slot_count();
     for (uint32_t slot = 0; slot < count; slot++) {
-        if (hold(at(slot), inode)) {
+        if (hold(um_slot_at(slot), inode)) {
             know(fd, slot + 1);
-            return at(slot);
+            return um_slot_at(slot);
         }
     }
     if (entry)
@@ -105,7 +97,7 @@ static bool is_unused(const struct um_client *client, uint32_t slot) {
 
 /* With slots_lock held: until holders was looked at, the client may have ended, and its slot be another's. */
 static void end_if_unused(uint32_t slot) {
-    struct um_client *client = at(slot);
+    struct um_client *client = um_slot_at(slot);
     uint64_t nobody = LIVE;
     if (atomic_load(&client->holders) != LIVE)
         return;
@@ -160,44 +152,10 @@ int um_client_close(int fd) {
 /* Descriptors can be closed past us: a device that nobody has any more is found here at the latest. */
 static void look_for_unused(uint32_t looks) {
     static uint32_t next;
-    uint32_t count = atomic_load(&slots);
+    uint32_t count = um_slot_count();
     for (uint32_t i = 0; i < looks && count; i++) {
         end_if_unused(next++ % count);
     }
-}
-
-static struct um_client *make_slot(uint32_t slot) {
-    uint32_t chunk = slot / SLOTS_PER_CHUNK;
-    if (chunk >= MAX_CHUNKS)
-        return NULL;
-    if (!atomic_load(&chunks[chunk])) {
-        void *memory = mmap(NULL, SLOTS_PER_CHUNK * sizeof(struct um_client), PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED)
-            return NULL;
-        atomic_store(&chunks[chunk], memory);
-    }
-    atomic_store(&slots, slot + 1);
-    at(slot)->slot = slot;
-    return at(slot);
-}
-
-/* A slot that nobody uses; the first of them is looked for from where the last one was found. */
-static struct um_client *find_slot(uint32_t *ret_slot) {
-    static uint32_t next;
-    uint32_t count = atomic_load(&slots);
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t slot = (next + i) % count;
-        if (i >= SLOTS_PER_CHUNK)
-            break; /* rather a new one than a long look */
-        if (atomic_load(&at(slot)->holders) == 0) {
-            next = slot + 1;
-            *ret_slot = slot;
-            return at(slot);
-        }
-    }
-    *ret_slot = count;
-    return make_slot(count);
 }
 
 /* The program's own description of the pipe, in the number that was the lowest free one when it asked. */
@@ -215,7 +173,7 @@ static int describe(usermm_device *device, int reserved, int flags) {
 static int publish(usermm_device *device, int fd) {
     static unsigned numbers;
     uint32_t slot;
-    struct um_client *client = find_slot(&slot);
+    struct um_client *client = um_slot_find(&slot);
     if (!client)
         return -ENOMEM;
     atomic_store(&pipes, device->pipes);
@@ -233,7 +191,7 @@ static int open_reserved(int abi, int flags, int reserved) {
     usermm_device *device;
     int result = usermm_open(abi, flags & (O_ACCMODE | O_NONBLOCK), &device);
     pthread_mutex_lock(&slots_lock);
-    look_for_unused(result ? atomic_load(&slots) : LOOKS_PER_OPEN);
+    look_for_unused(result ? um_slot_count() : LOOKS_PER_OPEN);
     pthread_mutex_unlock(&slots_lock);
     if (result) /* a monitor that failed ends with its last device, and then there can be another */
         result = usermm_open(abi, flags & (O_ACCMODE | O_NONBLOCK), &device);

@@ -15,6 +15,8 @@
 
 #include "usermm.h"
 
+#define UM_CLIENT_LIVE (UINT64_C(1) << 63)
+
 struct um_client {
     _Atomic uint64_t holders; /* calls in progress, and UM_CLIENT_LIVE */
     _Atomic uint64_t inode;   /* of the pipe */
