@@ -71,7 +71,7 @@ int usermm_generation(usermm_device *device, uint64_t *ret_generation);
 enum usermm_probe {
     USERMM_PROBE_NONE, /* exact for every call that has returned: a load or three */
     USERMM_PROBE_WAIT, /* exact also for an unmapping that another thread is inside; one system call, waits for it */
-    USERMM_PROBE_TRY,  /* the same, but -EAGAIN where it would wait */
+    USERMM_PROBE_TRY   /* the same, but -EAGAIN where it would wait */
 };
 
 /*

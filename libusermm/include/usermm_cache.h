@@ -20,7 +20,7 @@ extern "C" {
 enum usermm_overlap {
     USERMM_OVERLAP_ALLOWED, /* registrations may share bytes */
     USERMM_OVERLAP_MERGED,  /* they may, but one that covers all is better */
-    USERMM_OVERLAP_REFUSED, /* the device must never see two that share bytes */
+    USERMM_OVERLAP_REFUSED  /* the device must never see two that share bytes */
 };
 
 /* How a device takes memory and gives it back. The callbacks run without any lock of the cache and may call it. */

@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the process."""
-        text = " ".join(f"{message}; {self.format_usage()}".split())
+        text = " ".join(f"{message}; {self.format_usage()}; `{self.prog} --help` says more".split())
         self.exit(CANNOT, f"{self.prog}: {text}\n")
 
 

@@ -182,6 +182,14 @@ def test_a_crashed_self_test_is_reported() -> None:
     assert "status -" in child.try_in_child(30, "import os; os.abort()").problem
 
 
+def test_an_interpreter_that_cannot_be_executed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("/etc/passwd", "/no/such/python", ""):
+        monkeypatch.setattr(sys, "executable", path)
+        trial = child.try_in_child()
+        assert trial.result is None
+        assert trial.problem.startswith("the self-test did not start: ")
+
+
 def test_another_userfaultfd_on_our_memory_is_seen() -> None:
     with usermm.Ummunotify() as device:
         buffer = bytearray(1 << 20)

@@ -217,6 +217,24 @@ def test_without_a_program() -> None:
         assert done.stderr.startswith("usermm run: PROGRAM is missing")
 
 
+@pytest.mark.parametrize("options", [["--bogus"], ["--trace"], ["-x", "--bogus"]])
+def test_wrong_options_are_one_line_that_helps(options: list[str]) -> None:
+    done = usermm("run", *options, *([] if options == ["--trace"] else ["echo", "started"]))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("usermm run: ")
+    assert options[-1] in done.stderr
+    assert "usermm run [-h] [--trace FILE] [--] PROGRAM [ARGS ...]" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["bogus"], ["--bogus"], ["trace"], ["doctor", "x"], ["trace", "--no", "x"]])
+def test_wrong_arguments_of_any_verb_are_one_line(words: list[str]) -> None:
+    done = usermm(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert " --help` says more" in done.stderr
+
+
 def test_scripts(tmp_path: Path) -> None:
     for first_line in ("#!/bin/sh", "#!/usr/bin/env sh", "#! /usr/bin/env -S sh -u", ""):
         path = script(tmp_path / "script", f"{first_line}\necho $1; cat /proc/$$/maps | grep -c preload\nexit 5\n")

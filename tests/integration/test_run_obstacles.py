@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import preload
 from support.commands import TIMEOUT_S, command, environment, library, needs_preload, script, usermm
 from support.elves import TRUE, compiled, elf32
 from support.processes import TESTS
@@ -45,6 +46,27 @@ def test_musl(tmp_path: Path) -> None:
     path = compiled(tmp_path, compiler="musl-gcc")
     assert f"{path} uses the C library musl" in warned(path)
     assert f"{path} uses the C library musl" in warned(path, env=environment(LD_PRELOAD=library()))
+
+
+def test_address_sanitizer(tmp_path: Path) -> None:
+    """Its runtime ends a program in which it is not the first library: it starts without ours."""
+    runtime = preload.optional_library("libasan.so", "libgcc-12-dev")
+    path = compiled(tmp_path, "-fsanitize=address")
+    text = warned(path)
+    assert f"{path} is built with AddressSanitizer" in text
+    assert "LD_PRELOAD=$(gcc -print-file-name=libasan.so) usermm run -- PROGRAM" in text
+    assert "AddressSanitizer" in warned(path, env=environment(LD_PRELOAD=library()))
+    for cured in ({"LD_PRELOAD": runtime}, {"ASAN_OPTIONS": "verify_asan_link_order=0"}):
+        done = usermm("run", path, env=environment(**cured))
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_address_sanitizer_is_why_the_library_is_left_out(tmp_path: Path) -> None:
+    preload.optional_library("libasan.so", "libgcc-12-dev")
+    path = compiled(tmp_path, "-fsanitize=address")
+    done = preload.run([path], library=library())
+    assert done.returncode != 0
+    assert "come first" in done.stderr
 
 
 def test_another_architecture_is_said_before_the_kernel_refuses(tmp_path: Path) -> None:

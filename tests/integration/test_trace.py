@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -68,18 +69,22 @@ def test_a_right_client(kind: str, client: Path, tmp_path: Path) -> None:
     [
         ("last-not-reached", [Kind.LAST_NOT_REACHED], "(read_events)"),
         ("goes-on", [Kind.LAST_NOT_REACHED], "(read_events)"),
-        ("not-drained", [Kind.NOT_DRAINED], "(open_device)"),
+        ("not-drained", [Kind.NOT_DRAINED], ""),
         ("never-unregistered", [Kind.NEVER_UNREGISTERED], "(watch)"),
         ("cookie-leaked", [Kind.COOKIE_LEAKED], "(watch)"),
         ("cookie-in-use", [Kind.COOKIE_IN_USE], "(watch)"),
         ("cookie-unknown", [Kind.COOKIE_UNKNOWN], "(forget)"),
         ("exchange-late", [Kind.EXCHANGE_LATE], "mistakes+0x"),
-        ("empty-region", [Kind.EMPTY_REGION], "(watch)"),
         ("short-read", [Kind.SHORT_READ], "(read_events)"),
         ("bad-pointer", [Kind.BAD_POINTER], "mistakes+0x"),
+        ("bad-buffer", [Kind.BAD_BUFFER], "mistakes+0x"),
         ("wrong-request", [Kind.WRONG_REQUEST], "(watch_v1)"),
         ("open-for-writing", [Kind.OPEN_FOR_WRITING], "mistakes+0x"),
-        ("mmap-refused", [Kind.MMAP_REFUSED], "mistakes+0x"),
+        ("mmap-too-long", [Kind.MMAP_REFUSED], "mistakes+0x"),
+        ("mmap-writable", [Kind.MMAP_REFUSED], "mistakes+0x"),
+        ("mmap-of-nothing", [Kind.MMAP_REFUSED], "mistakes+0x"),
+        ("mmap-further-on", [Kind.MMAP_REFUSED], "mistakes+0x"),
+        ("mmap-odd-offset", [Kind.MMAP_REFUSED], "mistakes+0x"),
         ("parents-device", [Kind.PARENTS_DEVICE], "(watch)"),
         ("exec-leaks", [Kind.NEVER_UNREGISTERED], "(watch)"),
         ("last-not-reached-v1", [Kind.LAST_NOT_REACHED], "(read_events)"),
@@ -89,12 +94,40 @@ def test_a_right_client(kind: str, client: Path, tmp_path: Path) -> None:
 def test_a_mistake_is_found(name: str, kinds: list[Kind], site: str, client: Path, tmp_path: Path) -> None:
     path = traced(client, name, tmp_path)
     status, data = found(path)
-    assert status == 1
+    assert status == 1, path.read_text()
     assert [finding["kind"] for finding in data["findings"]] == kinds, path.read_text()
     assert site in data["findings"][0]["site"]
     text = usermm("trace", path)
     assert text.returncode == 1
-    assert f"({data['findings'][0]['site']}): {data['findings'][0]['what']}" in text.stdout
+    site = data["findings"][0]["site"]
+    assert f"{f' ({site})' if site else ''}: {data['findings'][0]['what']}" in text.stdout
+
+
+def test_a_warning_alone_is_no_mistake(client: Path, tmp_path: Path) -> None:
+    path = traced(client, "empty-region", tmp_path)
+    status, data = found(path)
+    assert (status, [finding["kind"] for finding in data["findings"]]) == (0, [Kind.EMPTY_REGION])
+    assert "(watch)" in data["findings"][0]["site"]
+    text = usermm("trace", path)
+    assert text.returncode == 0
+    assert "\nwarning: " in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "result"),
+    [
+        ("bad-buffer", records.Read, -errno.EFAULT),
+        ("mmap-too-long", records.Mmap, -errno.EINVAL),
+        ("mmap-writable", records.Mmap, -errno.EACCES),
+        ("mmap-of-nothing", records.Mmap, -errno.EINVAL),
+        ("mmap-further-on", records.Mmap, -errno.EINVAL),
+        ("mmap-odd-offset", records.Mmap, -errno.EINVAL),
+    ],
+)
+def test_a_refused_call_is_there_once(
+    name: str, call: type[records.Read | records.Mmap], result: int, client: Path, tmp_path: Path
+) -> None:
+    assert [line.result for line in read(traced(client, name, tmp_path)) if isinstance(line, call)] == [result]
 
 
 def test_every_call_and_notification_is_there(client: Path, tmp_path: Path) -> None:

@@ -25,6 +25,13 @@ def compiled(folder: Path, *options: str, compiler: str = "gcc") -> Path:
     return target
 
 
+def linked(folder: Path, name: str) -> Path:
+    """A program that needs a library of that name, which is beside it and empty."""
+    library = folder / "library.so"
+    compiled(folder, "-shared", "-fPIC", f"-Wl,-soname,{name}").rename(library)
+    return compiled(folder, "-Wl,--no-as-needed", str(library))
+
+
 def elf32(order: str, machine: int, interpreter: bytes) -> bytes:
     """The least of a 32-bit program: a header, one program header, the loader's path."""
     ident = elf.MAGIC + bytes([elf.CLASS_32, 1 if order == "<" else 2, 1]) + bytes(9)

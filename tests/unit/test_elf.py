@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.elves import TRUE, compiled, elf32
+from support.elves import TRUE, compiled, elf32, linked
 
 from usermm.programs import elf
 from usermm.programs.elf import Architecture, Elf, ElfError
@@ -50,6 +50,25 @@ def test_a_dynamic_program_has_one(tmp_path: Path) -> None:
 def test_musl(tmp_path: Path) -> None:
     found = read(compiled(tmp_path, compiler="musl-gcc"))
     assert os.path.basename(found.interpreter).startswith("ld-musl-")
+
+
+def test_the_libraries_it_needs(tmp_path: Path) -> None:
+    assert read(linked(tmp_path, "libasan.so.8")).needed == ("libasan.so.8", *read(compiled(tmp_path)).needed)
+    assert read(compiled(tmp_path, "-static")).needed == ()
+
+
+def test_a_damaged_list_of_libraries_is_none(tmp_path: Path) -> None:
+    """Whatever is there; the headers before it say enough."""
+    path = compiled(tmp_path)
+    whole = path.read_bytes()
+    found = read(path)
+    assert found.needed
+    (offset,) = struct.unpack_from("@Q", whole, whole.index(struct.pack("@IIQ", 2, 6, 0)[:8]) + 8)
+    for index in range(offset, offset + 256):
+        for value in (0, 1, 0x7F, 0xFF):
+            damaged = parse(whole[:index] + bytes([value]) + whole[index + 1 :])
+            assert (damaged.architecture, damaged.interpreter) == (found.architecture, found.interpreter)
+    assert parse(whole[: offset + 10]).needed == ()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.elves import TRUE, compiled, elf32
+from support.elves import TRUE, compiled, elf32, linked
 
 from usermm.errors import UsermmError
 from usermm.programs import elf, inspection, preload, privileges, scripts, search
@@ -20,9 +20,10 @@ def make(path: Path, data: bytes = b"", mode: int = 0o755) -> Path:
     return path
 
 
-def said(path: Path, library: Path = TRUE) -> list[str]:
+def said(path: Path, library: Path = TRUE, **environment: str) -> list[str]:
     """What stands against preloading `library`, any ELF file of this machine, into the program."""
-    return list(inspection.obstacles(inspection.resolve(str(path), HERE), str(library)))
+    image = inspection.resolve(str(path), HERE)
+    return list(inspection.obstacles(image, str(library), {**HERE, **environment}))
 
 
 def test_the_first_in_path_is_found(tmp_path: Path) -> None:
@@ -142,6 +143,29 @@ def test_musl_is_known_by_its_loaders_name(tmp_path: Path) -> None:
     assert len(musl) == len(loader)
     (line,) = said(make(tmp_path / "patched", data.replace(loader, musl, 1)))
     assert "musl" in line
+
+
+@pytest.mark.parametrize(
+    ("runtime", "cure"),
+    [
+        ("libasan.so.8", "$(gcc -print-file-name=libasan.so)"),
+        ("libclang_rt.asan-x86_64.so", "$(clang -print-file-name=libclang_rt.asan-x86_64.so)"),
+    ],
+)
+def test_address_sanitizer_wants_to_be_first(runtime: str, cure: str, tmp_path: Path) -> None:
+    """Linked with a library of that name, which need not exist for this."""
+    path = linked(tmp_path, runtime)
+    (line,) = said(path)
+    assert f"LD_PRELOAD={cure} usermm run" in line
+    assert said(path, LD_PRELOAD="/a.so:/b/asan.so") == [line]
+    assert said(path, ASAN_OPTIONS="verify_asan_link_order=1") == [line]
+    assert said(path, LD_PRELOAD=f"/a.so /b/{runtime}") == []
+    assert said(path, ASAN_OPTIONS="a=b:verify_asan_link_order=0") == []
+
+
+@pytest.mark.parametrize("name", ["libtsan.so.2", "libubsan.so.1", "liblsan.so.0", "libasanity.so.1", "myasan.so"])
+def test_other_runtimes_need_not_be_first(name: str, tmp_path: Path) -> None:
+    assert said(linked(tmp_path, name)) == []
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_a_finding_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ) in out
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_warning_alone_is_no_mistake(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = opened().register(7, 4096, 4096).unregister(7)
+    status, out, _ = run(empty.write(tmp_path / "t"), capsys, *options)
+    assert status == 0
+    assert "warning" in out
+    assert run(empty.register(8).write(tmp_path / "t"), capsys, *options)[0] == 1
+
+
 def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(wrong().write(tmp_path / "t"), capsys, "--json")
     assert (status, err) == (1, "")

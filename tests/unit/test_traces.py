@@ -108,6 +108,13 @@ def test_a_loop_that_does_so_is_one_finding() -> None:
     assert len(finding.lines) <= 6
 
 
+def test_the_lines_of_what_repeats_are_in_order() -> None:
+    """Each region's register and the read that reported it: the second register stands before the first read."""
+    trace = opened().register(1, site="a+0x1 (add)").register(2, site="a+0x1 (add)").notify(1).read(1)
+    trace.notify(2).read(2, last=2).close()
+    assert one(trace, Kind.COOKIE_LEAKED).lines == [2, 3, 5, 7]
+
+
 def test_version_1_gives_no_last_without_room() -> None:
     finding = one(opened(1).register(1).notify(1).read(1, size=32).unregister(1).close(), Kind.LAST_NOT_REACHED)
     assert finding.advice == "read until EAGAIN, or give read more than 32 bytes"
@@ -128,8 +135,21 @@ def test_a_client_that_drains_once_and_then_no_more() -> None:
     trace.register(2).notify(2).register(3).unregister(2).unregister(3).close()
     finding = one(trace, Kind.NOT_DRAINED)
     assert "moved to 2" in finding.what
-    assert "LAST was read up to 1" in finding.what
+    assert "events were read only up to 1" in finding.what
     assert finding.lines == [8, 9]
+    assert finding.site == ""  # that of another line would stand beside these
+
+
+def test_events_without_any_last_and_then_no_more() -> None:
+    trace = opened().mmap().register(1).notify(1).register(2).read(1).unregister(1).unregister(2).close()
+    findings = {finding.kind: finding for finding in found(trace)}
+    assert set(findings) == {Kind.NOT_DRAINED, Kind.LAST_NOT_REACHED}
+    assert findings[Kind.NOT_DRAINED].what.endswith("no LAST was read")
+
+
+def test_the_first_last_may_confirm_nothing() -> None:
+    trace = opened().mmap().register(1).read(last=0).notify(1).register(2).unregister(1).unregister(2).close()
+    assert one(trace, Kind.NOT_DRAINED).what.endswith("events were read only up to 0")
 
 
 def test_a_stale_region_that_is_still_registered_at_the_end() -> None:
@@ -214,7 +234,12 @@ def test_a_read_that_is_too_short(size: int) -> None:
 
 
 def test_a_read_into_bad_memory() -> None:
-    one(opened().read(result=EFAULT).close(), Kind.BAD_POINTER)
+    assert "events of that read are lost" in one(opened().read(result=EFAULT).close(), Kind.BAD_BUFFER).leads_to
+
+
+def test_an_argument_in_bad_memory() -> None:
+    finding = one(opened().add("ioctl", request=REGISTER_V2, result=EFAULT).close(), Kind.BAD_POINTER)
+    assert finding.leads_to == "nothing was done"
 
 
 def test_the_other_versions_request() -> None:

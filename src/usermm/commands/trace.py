@@ -1,7 +1,7 @@
 """``usermm trace``: what ``usermm run --trace`` wrote, for people, with the mistakes of the program that was traced.
 
-Exit status: 0 when no mistake was found (warnings may have been), 1 when one was, 2 when the file cannot be read or is no trace,
-130 after Ctrl-C.
+Exit status: 0 when no mistake was found, warnings or not, 1 when one was, 2 when the file cannot be read or is no
+trace, 130 after Ctrl-C.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ def _segments(file: BinaryIO, order: str, bits: int, table: tuple[int, int, int]
     segments = []
     for index in range(count):
         fields = entry.unpack_from(headers, index * size)
-        segments.append(_Segment(fields[0], *fields[2 if bits == 64 else 1 :][:2], fields[-1]))
+        offset, address = fields[2:4] if bits == 64 else fields[1:3]
+        segments.append(_Segment(fields[0], offset, address, fields[-1]))
     return segments
 
 

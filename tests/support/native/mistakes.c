@@ -187,6 +187,15 @@ static void bad_pointer(void) {
     ioctl(device, UMMUNOTIFY_REGISTER_REGION, NULL);
 }
 
+static void bad_buffer(void) {
+    char *a = memory(PAGE);
+    watch(a, PAGE, 1);
+    munmap(a, PAGE);
+    if (read(device, NULL, PAGE) != -1 || errno != EFAULT)
+        fail("read into nothing");
+    forget(1);
+}
+
 static void wrong_request(void) {
     watch_v1(memory(PAGE), PAGE, 1, UMMUNOT_INTF_VERSION);
 }
@@ -196,9 +205,29 @@ static void open_for_writing(void) {
         fail("open for writing succeeded");
 }
 
-static void mmap_refused(void) {
-    if (mmap(NULL, 2 * PAGE, PROT_READ, MAP_SHARED, device, 0) != MAP_FAILED)
-        fail("mmap of two pages succeeded");
+static void must_refuse(size_t length, int protection, off_t offset, int reason) {
+    if (mmap(NULL, length, protection, MAP_SHARED, device, offset) != MAP_FAILED || errno != reason)
+        fail("a mapping that must be refused");
+}
+
+static void mmap_too_long(void) {
+    must_refuse(2 * PAGE, PROT_READ, 0, EINVAL);
+}
+
+static void mmap_writable(void) {
+    must_refuse(8, PROT_READ | PROT_WRITE, 0, EACCES);
+}
+
+static void mmap_of_nothing(void) {
+    must_refuse(0, PROT_READ, 0, EINVAL);
+}
+
+static void mmap_further_on(void) {
+    must_refuse(8, PROT_READ, PAGE, EINVAL);
+}
+
+static void mmap_odd_offset(void) {
+    must_refuse(8, PROT_READ, 1, EINVAL);
 }
 
 static void parents_device(void) {
@@ -256,9 +285,14 @@ static const struct {
     {"empty-region", empty_region, 2},
     {"short-read", short_read, 2},
     {"bad-pointer", bad_pointer, 2},
+    {"bad-buffer", bad_buffer, 2},
     {"wrong-request", wrong_request, 2},
     {"open-for-writing", open_for_writing, 2},
-    {"mmap-refused", mmap_refused, 2},
+    {"mmap-too-long", mmap_too_long, 2},
+    {"mmap-writable", mmap_writable, 2},
+    {"mmap-of-nothing", mmap_of_nothing, 2},
+    {"mmap-further-on", mmap_further_on, 2},
+    {"mmap-odd-offset", mmap_odd_offset, 2},
     {"parents-device", parents_device, 2},
     {"exec-leaks", exec_leaks, 2},
     {"right-v1", right_v1, 1},
