@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from support.users import NOBODY, public_python, root_only
 
 import usermm
 from usermm.diagnosis import child, environment
@@ -21,7 +20,6 @@ from usermm.monitors.base import Outcome
 from usermm.uapi.userfaultfd import SYSTEM_CALL
 
 SOURCE: Final = str(Path(usermm.__file__).parent.parent)
-NOBODY: Final = 65534
 TIMEOUT_S: Final = 120
 
 # As Docker's default profile does: EPERM for userfaultfd(2), everything else allowed. See seccomp(2).
@@ -40,29 +38,12 @@ _RUN: Final = """
     os.execv(sys.executable, [sys.executable, "-m", "usermm", "doctor", *sys.argv[1:]])
 """
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root: run the tests as root")
-
-
-@cache
-def _public_python() -> str:
-    """An interpreter that nobody may execute and that can import this usermm."""
-    for candidate in (sys.executable, "/usr/bin/python3", shutil.which("python3") or ""):
-        try:
-            command = [candidate, "-c", "import usermm"]
-            where = {"PYTHONPATH": SOURCE}
-            subprocess.run(command, env=where, check=True, capture_output=True, user=NOBODY, group=NOBODY, cwd="/")
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return candidate
-    pytest.skip("no interpreter that an unprivileged user may run: apt install python3, and a readable checkout")
-
-
 def _doctor(*arguments: str, user: int | None = None, block: bool = False) -> subprocess.CompletedProcess[str]:
     number = SYSTEM_CALL.get(os.uname().machine)
     if block and number is None:
         pytest.skip(f"no system call number known for {os.uname().machine}")
     program = textwrap.dedent(_BLOCK.replace("{number}", str(number)) if block else "") + textwrap.dedent(_RUN)
-    python = sys.executable if user is None else _public_python()
+    python = sys.executable if user is None else public_python()
     return subprocess.run(
         [python, "-c", program, *arguments],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": SOURCE},
