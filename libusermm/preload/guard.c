@@ -4,7 +4,10 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -55,6 +58,21 @@ __attribute__((constructor)) static void watch_forks(void) {
 void um_process_is_known(void) {
     if (atomic_load(&process) == 0)
         atomic_store(&process, (pid_t)syscall(SYS_getpid));
+}
+
+/* The first thread stays to be seen until the process ends, as a zombie. */
+bool um_sys_is_alone(void) {
+    struct stat tasks;
+    char path[64], text[128] = "";
+    if (stat("/proc/self/task", &tasks) || tasks.st_nlink != 2 + 2)
+        return false;
+    snprintf(path, sizeof path, "/proc/self/task/%ld/stat", syscall(SYS_getpid));
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    const char *name_end = size > 0 ? strrchr(text, ')') : NULL; /* "pid (name) state" */
+    return name_end && name_end[1] == ' ' && name_end[2] == 'Z';
 }
 
 int um_sys_out_of_the_way(int fd) {

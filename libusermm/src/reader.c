@@ -121,9 +121,18 @@ void *um_reader(void *argument) {
     uint64_t epoch = (uint64_t)(uintptr_t)argument;
     struct pollfd fds[] = {{.fd = um_monitor.uffd, .events = POLLIN}, {.fd = um_monitor.gate_fd, .events = POLLIN}};
     /* The last read may have taken the doorbell's message with its own, and then nothing more wakes the poll. */
-    for (int going = 1; going > 0 && atomic_load(&um_monitor.page->epoch) == epoch;)
-        going = serve(epoch, um_sys_poll(fds, 2, LOOK_AGAIN_MS), fds);
+    bool is_alone = false;
+    for (int going = 1; going > 0 && atomic_load(&um_monitor.page->epoch) == epoch;) {
+        int ready = um_sys_poll(fds, 2, LOOK_AGAIN_MS);
+        is_alone = ready == 0 && um_sys_is_alone();
+        if (is_alone)
+            um_monitor_fail(epoch, ECANCELED); /* what runs at exit frees memory, and nobody will read that */
+        else
+            going = serve(epoch, ready, fds);
+    }
     release_watches(fds[0].fd);
     release_gate(fds[1].fd);
+    if (is_alone)
+        exit(0); /* as libc does in a program's last thread */
     return NULL;
 }

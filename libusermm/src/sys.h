@@ -26,6 +26,8 @@ extern _Thread_local unsigned um_guard_depth;
 /* The program counts on low numbers, and takes those that it knows to be free: see preload/guard.c. `fd` itself if
  * there is no other. */
 int um_sys_out_of_the_way(int fd);
+/* Whether all threads but the caller have ended: then the program would have ended, but for us. */
+bool um_sys_is_alone(void);
 /* Whether the caller has seen to it, so that one call of the program blocks them once. */
 static inline bool um_signals_are_blocked(void) {
     return um_guard_depth != 0;
@@ -35,6 +37,9 @@ void um_memory_free(void *memory, size_t size);
 #else
 static inline int um_sys_out_of_the_way(int fd) {
     return fd;
+}
+static inline bool um_sys_is_alone(void) {
+    return false;
 }
 static inline bool um_signals_are_blocked(void) {
     return false;

@@ -83,6 +83,7 @@ CASES = {
     "processes": [
         "forked",
         "forked_by_the_system_call",
+        "last_thread_ends",
         "forked_twice",
         "forked_under_load",
         "vforked",

@@ -120,6 +120,27 @@ static void forked_by_the_system_call(void) {
     goes_on();
 }
 
+static void *outlive(void *unused) {
+    usleep(50000);
+    return unused;
+}
+
+/* A process ends with its last thread; the monitor's is none of the program's. */
+static void last_thread_ends(void) {
+    begin(0);
+    pid_t child = fork();
+    if (child == 0) {
+        pthread_t other;
+        alarm(20);
+        int own = open_device(O_RDONLY | O_NONBLOCK);
+        expect(register_range(own, page, PAGE, 1) == 0);
+        must(pthread_create(&other, NULL, outlive, NULL) == 0, "pthread_create");
+        pthread_exit(NULL);
+    }
+    expect_success(child);
+    goes_on();
+}
+
 /* A child of a child, as daemons are made; the first one ends at once. */
 static void forked_twice(void) {
     int ready[2];
@@ -265,6 +286,7 @@ static void forked_and_execed(void) {
 static const struct test_case cases[] = {
     {"forked", forked},
     {"forked_by_the_system_call", forked_by_the_system_call},
+    {"last_thread_ends", last_thread_ends},
     {"forked_twice", forked_twice},
     {"forked_under_load", forked_under_load},
     {"vforked", vforked},
