@@ -214,6 +214,7 @@ void um_client_in_child(void) {
 
 int um_client_open(int abi, int flags) {
     struct um_guard guard;
+    um_trace_start(); /* what is refused is traced, too */
     if ((flags & O_ACCMODE) != O_RDONLY)
         return -EINVAL;
     int reserved = open("/", O_PATH | O_CLOEXEC);
@@ -221,7 +222,6 @@ int um_client_open(int abi, int flags) {
         return -errno;
     um_guard_enter(&guard);
     um_process_is_known();
-    um_trace_start();
     int result = open_reserved(abi, flags, reserved);
     um_guard_leave(&guard);
     if (result)
