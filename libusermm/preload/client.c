@@ -153,9 +153,8 @@ int um_client_close(int fd) {
 static void look_for_unused(uint32_t looks) {
     static uint32_t next;
     uint32_t count = um_slot_count();
-    for (uint32_t i = 0; i < looks && count; i++) {
+    for (uint32_t i = 0; i < looks && count; i++)
         end_if_unused(next++ % count);
-    }
 }
 
 /* The program's own description of the pipe, in the number that was the lowest free one when it asked. */

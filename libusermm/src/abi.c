@@ -24,6 +24,12 @@ struct register_v1 {
 #define V1_REGISTER_REGION _IOWR('U', 1, struct register_v1)
 #define V1_UNREGISTER_REGION _IOW('U', 2, uint64_t)
 
+/* UNREGISTER has the same argument in both versions. */
+static enum um_request_kind parse_cookie(void *argument, struct um_request *ret_request) {
+    uint64_t *cookie = &ret_request->cookie;
+    return um_copy_in(cookie, argument, sizeof *cookie) ? UM_REQUEST_FAULTS : UM_REQUEST_UNREGISTER;
+}
+
 static enum um_request_kind parse_v1(unsigned long request, void *argument, struct um_request *ret_request) {
     struct register_v1 region;
     switch (request) {
@@ -33,8 +39,7 @@ static enum um_request_kind parse_v1(unsigned long request, void *argument, stru
         *ret_request = (struct um_request){region.start, region.end, region.user_cookie, region.intf_version == 1};
         return UM_REQUEST_REGISTER;
     case V1_UNREGISTER_REGION:
-        return um_copy_in(&ret_request->cookie, argument, sizeof ret_request->cookie) ? UM_REQUEST_FAULTS
-                                                                                      : UM_REQUEST_UNREGISTER;
+        return parse_cookie(argument, ret_request);
     default:
         return UM_REQUEST_UNKNOWN;
     }
@@ -51,8 +56,7 @@ static enum um_request_kind parse_v2(unsigned long request, void *argument, stru
         *ret_request = (struct um_request){region.start, region.end, region.user_cookie, true};
         return UM_REQUEST_REGISTER;
     case V2_UNREGISTER_REGION:
-        return um_copy_in(&ret_request->cookie, argument, sizeof ret_request->cookie) ? UM_REQUEST_FAULTS
-                                                                                      : UM_REQUEST_UNREGISTER;
+        return parse_cookie(argument, ret_request);
     default:
         return UM_REQUEST_UNKNOWN;
     }

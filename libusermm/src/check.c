@@ -14,6 +14,15 @@ uint64_t um_now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* One step of a wait that began with `deadline_ns` 0. Whether it has lasted limit_ns. */
+static bool is_over(unsigned attempt, uint64_t *deadline_ns, int64_t limit_ns) {
+    um_backoff(attempt);
+    if (*deadline_ns)
+        return um_now_ns() > *deadline_ns;
+    *deadline_ns = um_now_ns() + (uint64_t)limit_ns;
+    return false;
+}
+
 /*
  * Bounded: while several threads do nothing but discard watched memory there is no quiet moment at all, and the kernel
  * does not tell whose change is under way. With `seen`, a generation that has moved on ends it early: that answers a
@@ -27,10 +36,7 @@ static int wait_until_quiet(const usermm_device *device, const uint64_t *seen, i
             return busy;
         if (limit_ns == 0)
             return -EAGAIN;
-        um_backoff(attempt);
-        if (deadline_ns == 0)
-            deadline_ns = um_now_ns() + (uint64_t)limit_ns;
-        else if (um_now_ns() > deadline_ns)
+        if (is_over(attempt, &deadline_ns, limit_ns))
             return busy;
     }
 }
@@ -47,13 +53,9 @@ void um_quiet_soon(uint64_t start, uint64_t end, int64_t limit_ns) {
     uint64_t deadline_ns = 0;
     if (!um_monitor.page || atomic_load(&um_monitor.page->epoch) == 0)
         return;
-    for (unsigned attempt = 0; um_probe() == 1 && is_watched(start, end); attempt++) {
-        um_backoff(attempt);
-        if (deadline_ns == 0)
-            deadline_ns = um_now_ns() + (uint64_t)limit_ns;
-        else if (um_now_ns() > deadline_ns)
+    for (unsigned attempt = 0; um_probe() == 1 && is_watched(start, end); attempt++)
+        if (is_over(attempt, &deadline_ns, limit_ns))
             return;
-    }
 }
 
 int um_lost(const usermm_device *device, int result) {

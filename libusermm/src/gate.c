@@ -8,7 +8,7 @@
  * at an address that was unmapped behind us there may be other memory.
  *
  * The file's second page has the same content, is what UFFDIO_COPY copies from, and is never taken out: forked children
- * map it, since nothing would keep their loads from filling the hole with zeros (see fork.c).
+ * map it, since nothing would keep their loads from filling the hole with zeros (um_page_inherit).
  */
 #define _GNU_SOURCE
 #include "gate.h"

@@ -95,7 +95,9 @@ static void empty_pipe(const usermm_device *device) {
     char bytes[256]; /* who reads may be a signal's handler on a small stack */
     /* Counted, not read until EAGAIN: whoever has the descriptor can make it a blocking one (F_SETFL, O_ASYNC does). */
     int waiting = 0;
-    while (um_device_has(device, device->ready_fd) && ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting > 0)
+    if (!um_device_has(device, device->ready_fd))
+        return;
+    while (ioctl(device->ready_fd, FIONREAD, &waiting) == 0 && waiting > 0)
         if (read_now(device->ready_fd, bytes, (size_t)waiting < sizeof bytes ? (size_t)waiting : sizeof bytes) <= 0)
             return;
 }

@@ -4,6 +4,7 @@
 
 #include "../abi.h"
 #include "../raw.h"
+#include "noise.h"
 
 #define DONTNEED_LOCKED 24 /* MADV_DONTNEED_LOCKED of Linux 5.18: the other one refuses locked memory */
 
@@ -78,20 +79,6 @@ static void moved(void) {
         expect(*generation == before + 1);
     }
     is_exact();
-}
-
-static volatile bool stop;
-
-static void *make_noise(void *unused) {
-    int own = open_device(O_RDONLY);
-    for (uint64_t i = 0; !stop; i++) {
-        char *mine = map_pages(1);
-        expect(register_range(own, mine, PAGE, i) == 0);
-        RAW(munmap, mine, PAGE, 0, 0, 0, 0);
-        expect(unregister(own, i) == 0);
-    }
-    close(own);
-    return unused;
 }
 
 /* The page is moved, mapped and unmapped while the monitor is at work for another thread. */

@@ -8,6 +8,7 @@
 
 #include "../abi.h"
 #include "../raw.h"
+#include "noise.h"
 
 extern char **environ;
 static const char *self;
@@ -82,20 +83,6 @@ static void forked(void) {
     }
     expect_success(child);
     goes_on();
-}
-
-static volatile bool stop;
-
-static void *make_noise(void *unused) {
-    int own = open_device(O_RDONLY);
-    for (uint64_t i = 0; !stop; i++) {
-        char *mine = map_pages(1);
-        expect(register_range(own, mine, PAGE, i) == 0);
-        expect(munmap(mine, PAGE) == 0);
-        expect(unregister(own, i) == 0);
-    }
-    close(own);
-    return unused;
 }
 
 /* No handler of fork's runs, whatever lock the monitor holds in that moment. (Its mapped page it must not load.) */
