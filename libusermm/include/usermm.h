@@ -65,6 +65,12 @@ int usermm_register(usermm_device *device, uint64_t start, uint64_t end, uint64_
 /* -EINVAL the cookie is not registered. After the return no event for it is delivered. */
 int usermm_unregister(usermm_device *device, uint64_t cookie);
 
+/*
+ * usermm_unregister, and the pages are no longer watched, unless another region has one of them: unmapping them then
+ * costs nothing more than it would without this library. For whoever is about to do that. It walks the pages.
+ */
+int usermm_retire(usermm_device *device, uint64_t cookie);
+
 /* The number of notifications that hit a region of the device; every call that has returned is counted. */
 int usermm_generation(usermm_device *device, uint64_t *ret_generation);
 

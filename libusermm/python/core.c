@@ -81,11 +81,13 @@ static int fill(PyObject *module) {
     Py_DECREF(errors);
     PyObject *device = add_type(module, &um_device_spec, "Device");
     Py_XDECREF(device);
+    PyObject *memory = add_type(module, &um_memory_spec, "Memory");
+    Py_XDECREF(memory);
     state->cache_type = add_type(module, &um_cache_spec, "Cache");
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && state->cache_type && state->limit_error && state->registration_type && state->owner_type &&
+    return device && memory && state->cache_type && state->limit_error && state->registration_type && state->owner_type &&
                    state->mmap_type && state->base_name && state->device_error && state->cookie_error &&
                    state->argument_error && state->argument_type_error && state->page_type && state->probe_name
                ? 0

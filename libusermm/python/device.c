@@ -145,23 +145,33 @@ static PyObject *watch(PyObject *self, PyObject *const *args, Py_ssize_t count, 
     return um_raise(state, result, call, NULL);
 }
 
-static PyObject *unregister(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+static PyObject *forget(PyObject *self, PyObject *const *args, Py_ssize_t count, const PyObject *names,
+                        const char *name, int (*function)(usermm_device *, uint64_t)) {
     const struct module_state *state = state_of(self);
+    char call[64];
     uint64_t cookie;
     if (count != 1 || names) {
-        PyErr_SetString(state->argument_type_error, "unregister takes one cookie");
+        snprintf(call, sizeof call, "%s takes one cookie", name);
+        PyErr_SetString(state->argument_type_error, call);
         return NULL;
     }
     if (um_to_u64(state, args[0], "cookie", &cookie))
         return NULL;
-    int result = usermm_unregister(core_of(self), cookie);
+    int result = function(core_of(self), cookie);
     if (result == 0)
         Py_RETURN_NONE;
-    char call[64];
-    snprintf(call, sizeof call, "unregister(%llu)", (unsigned long long)cookie);
+    snprintf(call, sizeof call, "%s(%llu)", name, (unsigned long long)cookie);
     if (result == -EINVAL)
         return um_raise_cookie(state, call, "no region has this cookie: pass one that register returned, once");
     return um_raise(state, result, call, NULL);
+}
+
+static PyObject *unregister(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    return forget(self, args, count, names, "unregister", usermm_unregister);
+}
+
+static PyObject *retire(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    return forget(self, args, count, names, "retire", usermm_retire);
 }
 
 static double now_s(void) {
@@ -417,6 +427,8 @@ static PyMethodDef methods[] = {
     {"watch", FAST(watch),
      "watch($self, start, end, cookie, flags, /)\n--\n\nRegisters addresses; see register_range."},
     {"unregister", FAST(unregister), "unregister($self, cookie, /)\n--\n\nForgets a region and its event."},
+    {"retire", FAST(retire),
+     "retire($self, cookie, /)\n--\n\nunregister, and unmapping the memory costs no event any more."},
     {"read_within", FAST(read_within), "read_within($self, timeout, count, /)\n--\n\nThe events' bytes; see read."},
     {"read_bytes", FAST(read_bytes),
      "read_bytes($self, count=4096, /)\n--\n\nThe ABI's read: 32 bytes for each event."},

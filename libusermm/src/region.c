@@ -85,15 +85,19 @@ int um_region_add(usermm_device *device, struct um_region *region, unsigned flag
  * Under the lock, so that a region which is put there meanwhile is seen here, or its watch comes after. Whoever holds
  * the kernel's lock on the mappings never waits for the reader, so neither does this.
  */
-void um_region_retire(struct um_region *region) {
+static void retire_locked(struct um_region *region) {
     uint64_t page = um_page_size(), start = region->by_start.key & ~(page - 1);
     uint64_t end = (region->by_start.end + page - 1) & ~(page - 1);
-    sigset_t saved;
-    um_lock(&saved);
     if (region->by_start.serial)
         um_queue_remove(region);
     if (!um_tree_overlaps(um_monitor.regions, start, end) && um_device_state(region->device) == 0)
         um_unwatch(start, end);
+}
+
+void um_region_retire(struct um_region *region) {
+    sigset_t saved;
+    um_lock(&saved);
+    retire_locked(region);
     um_unlock(&saved);
 }
 
@@ -103,6 +107,22 @@ void um_region_take(struct um_region *region) {
     if (region->by_start.serial)
         um_queue_remove(region);
     um_unlock(&saved);
+}
+
+int usermm_retire(usermm_device *device, uint64_t cookie) {
+    um_settle();
+    int state = um_device_state(device);
+    if (state)
+        return state;
+    sigset_t saved;
+    um_lock(&saved);
+    struct um_node *node = um_tree_find(device->cookies, cookie);
+    struct um_region *region = node ? um_region_of_cookie(node) : NULL;
+    if (region)
+        retire_locked(region);
+    um_unlock(&saved);
+    um_sys_free(region, sizeof *region);
+    return region ? 0 : -EINVAL;
 }
 
 int usermm_unregister(usermm_device *device, uint64_t cookie) {

@@ -2,20 +2,33 @@
 
 `Ummunotify` tells exactly when memory that was registered with a device (RDMA, io_uring, CUDA, MPI windows) was
 unmapped, moved or discarded, and answers "nothing changed" in the time of a system call or less.
+
+`Domain` shares single pages with a named peer, read-only or not, and takes them back; `Hypervisor` is what domains meet
+at. They are imported when they are first used.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from usermm._core import Registration
 from usermm.errors import (
     ArgumentError,
     ArgumentTypeError,
+    BadReferenceError,
     ClosedError,
+    ConflictError,
     CookieError,
     DeviceError,
     ForkedError,
+    GrantError,
+    HypervisorGoneError,
     LimitError,
     MonitorFailedError,
     OverlapError,
+    PeerGoneError,
+    PermissionDeniedError,
+    QuotaError,
     RegistrationError,
+    RevokedError,
     UnavailableError,
     UnwatchableError,
     UsermmError,
@@ -28,22 +41,39 @@ from usermm.ummunotify.device import Ummunotify
 from usermm.ummunotify.events import Event, Invalidation, Last
 from usermm.version import __version__
 
+if TYPE_CHECKING:
+    from usermm.grants.domain import Domain
+    from usermm.hypervisor.embedded import Hypervisor
+
+_LATER = {"Domain": "usermm.grants.domain", "Hypervisor": "usermm.hypervisor.embedded"}
+"""Half of the users need none of these, and importing asyncio takes longer than the rest."""
+
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "BadReferenceError",
     "ClosedError",
+    "ConflictError",
     "CookieError",
     "DeviceError",
+    "Domain",
     "Event",
     "ForkedError",
+    "GrantError",
+    "Hypervisor",
+    "HypervisorGoneError",
     "Invalidation",
     "Last",
     "LimitError",
     "MonitorFailedError",
     "OverlapError",
+    "PeerGoneError",
+    "PermissionDeniedError",
+    "QuotaError",
     "Registration",
     "RegistrationCache",
     "RegistrationError",
+    "RevokedError",
     "Statistics",
     "Ummunotify",
     "UnavailableError",
@@ -53,3 +83,13 @@ __all__ = [
     "WouldBlockError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'usermm' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LATER[name]), name)
+    globals()[name] = value
+    return value

@@ -1,6 +1,6 @@
 """The C part: a device over libusermm. Use `usermm.Ummunotify`, which adds the pleasant half."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
 from typing_extensions import Buffer
@@ -21,6 +21,7 @@ class Device:
     def check(self, seen: int, /, probe: bool = True) -> bool: ...
     def watch(self, start: int, end: int, cookie: int | None, flags: int, /) -> int: ...
     def unregister(self, cookie: int, /) -> None: ...
+    def retire(self, cookie: int, /) -> None: ...
     def read_within(self, timeout: float | None, count: int, /) -> bytes: ...
     def read_bytes(self, count: int = 4096, /) -> bytes: ...
     def readinto(self, address: int, count: int, /) -> int: ...
@@ -28,6 +29,62 @@ class Device:
     def map_page(self, length: int, prot: int, flags: int, offset: int, /) -> memoryview: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
+
+class Memory:
+    """Pages of files, mapped side by side: a buffer of bytes, unmapped by close() or with the object."""
+
+    def __new__(
+        cls, runs: Iterable[tuple[int, int, int]], *, writable: bool, shared: bool, inherit: bool
+    ) -> Self:
+        """Maps `runs`, each (descriptor, offset in bytes, length in bytes), at one address: all or none.
+
+        `shared`: MAP_SHARED, else MAP_PRIVATE. Without `inherit` a forked child has nothing there, and does nothing
+        when it closes this. Raises OSError of mmap(2); ValueError and TypeError for runs that are none.
+        """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __len__(self) -> int: ...
+    @property
+    def address(self) -> int:
+        """Of the first byte. Raises ValueError once closed."""
+
+    @property
+    def writable(self) -> bool: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def exports(self) -> int:
+        """How many buffers of it there are."""
+
+    def close(self) -> None:
+        """Unmaps it. Raises BufferError while a buffer of it exists. May be called again."""
+
+    def abandon(self) -> None:
+        """It is closed, and nothing is unmapped: somebody else did that."""
+
+    def detach(self, offset: int = 0, length: int = ..., /) -> None:
+        """Puts memory of this process's own with the same content in the place of these pages; buffers stay valid.
+
+        A page that is gone, since its file was truncated, becomes zeros. Raises OSError (ENOMEM): nothing was changed.
+        """
+
+    def read(self, offset: int = 0, length: int = ..., /) -> bytes:
+        """A copy. Raises OSError (EFAULT) where a page is gone, and touching it would be SIGBUS."""
+
+    def write(self, offset: int, data: Buffer, /) -> None:
+        """The other direction; EFAULT likewise, maybe after a part."""
+
+    def load(self, offset: int, /) -> int:
+        """The u32 at `offset`, a multiple of 4, and whatever was written before it was stored (acquire)."""
+
+    def store(self, offset: int, value: int, /) -> None:
+        """Stores a u32 after everything written before (release)."""
+
+    def exchange(self, offset: int, value: int, /) -> int:
+        """Stores a u32 and returns the one before, in one order with all others of its kind (sequentially consistent)."""
+
+    def fence(self) -> None:
+        """Nothing after it is done before what is before it (sequentially consistent)."""
 
 class Registration:
     """One holder of a registration. The memory stays registered until every holder has let go, whatever becomes of it.

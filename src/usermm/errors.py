@@ -78,6 +78,41 @@ class WouldBlockError(DeviceError, BlockingIOError):
     """Nothing to read, and the device was opened with O_NONBLOCK (EAGAIN)."""
 
 
+class HypervisorGoneError(DeviceError, ConnectionError):
+    """The hypervisor ended, restarted, or dropped this domain (ECONNRESET), or none listens (ECONNREFUSED, ENOENT).
+
+    Mappings and bound event channels go on working; whatever asks the hypervisor needs a new `Domain`.
+    """
+
+
+class GrantError(DeviceError):
+    """A grant, an event channel or the store refused a call; the subclasses say what the caller can do about it."""
+
+
+class BadReferenceError(GrantError):
+    """There is no such grant, or it is not for this domain, or the index names no allocation (EINVAL, ENOENT)."""
+
+
+class PermissionDeniedError(GrantError, PermissionError):
+    """The grant is read-only, the policy or the store's permissions say no (EACCES, EPERM)."""
+
+
+class QuotaError(GrantError):
+    """A quota of the domain or a limit of the device is used up (ENOSPC, EDQUOT, ENOMEM); nothing was changed."""
+
+
+class RevokedError(GrantError):
+    """The grantor took the page back (EFAULT): what was mapped holds nothing any more."""
+
+
+class PeerGoneError(GrantError, BrokenPipeError):
+    """The other domain ended or closed its side (EPIPE)."""
+
+
+class ConflictError(GrantError, BlockingIOError):
+    """Another domain changed what this transaction read or wrote (EAGAIN): do it again."""
+
+
 _CLASSES: dict[int, type[DeviceError]] = {
     errno.EBADF: ClosedError,
     errno.ECHILD: ForkedError,
@@ -96,6 +131,34 @@ _CLASSES: dict[int, type[DeviceError]] = {
 def from_errno(number: int, message: str) -> DeviceError:
     """The exception for `number` (a positive errno) with a message that names call, object and next step."""
     return _CLASSES.get(number, DeviceError)(number, message)
+
+
+_GRANT_CLASSES: dict[int, type[DeviceError]] = {
+    errno.EBADF: ClosedError,
+    errno.ECHILD: ForkedError,
+    errno.ECONNRESET: HypervisorGoneError,
+    errno.ECONNREFUSED: HypervisorGoneError,
+    errno.EINVAL: BadReferenceError,
+    errno.ENOENT: BadReferenceError,
+    errno.EACCES: PermissionDeniedError,
+    errno.EPERM: PermissionDeniedError,
+    errno.ENOSPC: QuotaError,
+    errno.EDQUOT: QuotaError,
+    errno.ENOMEM: QuotaError,
+    errno.EMFILE: LimitError,
+    errno.ENFILE: LimitError,
+    errno.EFAULT: RevokedError,
+    errno.EPIPE: PeerGoneError,
+    errno.EAGAIN: ConflictError,
+}
+
+
+def grant_refused(number: int, message: str) -> DeviceError:
+    """The exception for a call of a grant device, an event channel or the store that was answered with errno `number`.
+
+    `message` names call, object and next step.
+    """
+    return _GRANT_CLASSES.get(number, GrantError)(number, message)
 
 
 # What a device's errno means where the call has nothing more exact to say, and what to do about it.

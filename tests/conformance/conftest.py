@@ -1,4 +1,4 @@
-"""Fixtures of the conformance list: every implementation, and both versions for tests that ask for `abi`."""
+"""Fixtures of the conformance lists: every implementation, and both versions for tests that ask for `abi`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from conformance.client import Client, OpenClient
+from conformance.grants_client import Owner, User, User2007
+from conformance.grants_world import World, all_worlds
 from conformance.implementations import Implementation, all_implementations, closing_all
 
 
@@ -47,3 +49,32 @@ def client(open_client: OpenClient, abi: int) -> Client:
 def client2(open_client: OpenClient) -> Client:
     """A non-blocking client of version 2."""
     return open_client(2)
+
+
+@pytest.fixture(params=sorted(all_worlds()))
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Domains that can grant to each other, in every implementation of the grant devices."""
+    kind = all_worlds()[request.param]
+    reason = kind.unavailable()
+    if reason is not None:
+        pytest.skip(f"{kind.name}: {reason}")
+    with contextlib.closing(kind()) as found:
+        yield found
+
+
+@pytest.fixture
+def owner(world: World) -> Owner:
+    """A domain that grants."""
+    return Owner(world.make_domain())
+
+
+@pytest.fixture
+def user(world: World, owner: Owner) -> User:  # noqa: ARG001 - the owner's number is the lower
+    """Another domain, with a mainline gntdev file."""
+    return User(world.make_domain())
+
+
+@pytest.fixture
+def user2007(world: World, owner: Owner) -> User2007:  # noqa: ARG001
+    """Another domain, with a gntdev file of 2007."""
+    return User2007(world.make_domain())

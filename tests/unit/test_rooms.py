@@ -28,6 +28,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "usermm.registrars.base",
         "usermm.testing",
     ),
+    "hypercalls": ("usermm.errors", "usermm.uapi", "usermm.hypercalls"),
+    "hypervisor": ("usermm.errors", "usermm.uapi", "usermm.version", "usermm.hypercalls", "usermm.hypervisor"),
+    "grants": (
+        "usermm._core",
+        "usermm.errors",
+        "usermm.uapi",
+        "usermm.hypercalls",
+        "usermm.ummunotify",
+        "usermm.grants",
+    ),
+    "channels": ("usermm._core", "usermm.errors", "usermm.grants", "usermm.channels"),
     "uring": ("usermm.errors", "usermm.uapi", "usermm._uring_calls"),
     "_uring_calls": ("usermm.errors", "usermm.uapi"),
     "demonstration": (

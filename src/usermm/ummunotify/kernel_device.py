@@ -159,6 +159,9 @@ class KernelDevice(Ummunotify):
             return bytearray(ummunotify.REGISTER.pack(start, end, cookie, 0, 0))
         return bytearray(ummunot.REGISTER.pack(ummunot.INTERFACE_VERSION, 0, start, end, cookie))
 
+    def retire(self, cookie: int, /) -> None:
+        self.unregister(cookie)  # the kernel's notifier waits for nobody
+
     def unregister(self, cookie: int, /) -> None:
         number = u64(cookie, "cookie")
         self._refuse_if_closed_or_forked("unregister")

@@ -64,6 +64,10 @@ class OwnCalls:
         """Forgets a region and its event. Raises CookieError (EINVAL) when there is none with this cookie."""
         raise NotImplementedError
 
+    def retire(self, cookie: int, /) -> None:
+        """unregister, and unmapping the memory costs no event any more: for who is about to do that."""
+        raise NotImplementedError
+
     def read_within(self, timeout: float | None, count: int, /) -> bytes:
         """Up to `count` bytes of events (32 each, 4096 at most); waits `timeout` seconds (None: for ever), then b""."""
         raise NotImplementedError

@@ -1,0 +1,33 @@
+/* Pages of files at one address, and what can be done with them; knows no Python. */
+#ifndef UM_PAGES_H
+#define UM_PAGES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct um_run {
+    int fd;
+    int64_t offset;
+    size_t length;
+};
+
+/*
+ * Maps the runs side by side, all or none. `total` is the sum of their lengths. 0, or a negative errno.
+ * `inherit` false: a forked child has nothing there.
+ */
+int um_pages_map(const struct um_run *runs, size_t count, size_t total, int prot, int flags, bool inherit,
+                 void **ret_address);
+
+/*
+ * Puts anonymous memory with the same content in the place of [address, address + length). A page that is gone, since
+ * its file was truncated, is zeros. 0, or a negative errno and nothing was changed.
+ */
+int um_pages_detach(void *address, size_t length, int prot, bool inherit);
+
+/* Copies from (or to) memory of this process that may be gone. 0, or -EFAULT, maybe after a part. */
+int um_pages_read(const void *from, void *buffer, size_t length);
+int um_pages_write(void *to, const void *buffer, size_t length);
+
+#endif

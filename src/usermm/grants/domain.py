@@ -1,0 +1,211 @@
+"""`Domain`: who one is to the others, and the devices."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+from usermm.errors import ArgumentError, HypervisorGoneError, UnavailableError
+from usermm.grants import xen
+from usermm.grants.evtchn import Evtchn
+from usermm.grants.files import DeviceFile
+from usermm.grants.foreign import Foreign
+from usermm.grants.gntalloc import Gntalloc
+from usermm.grants.gntdev import Gntdev, Personality
+from usermm.grants.local_evtchn import LocalEvtchn
+from usermm.grants.local_gntalloc import Limit, LocalGntalloc
+from usermm.grants.local_gntdev import LocalGntdev
+from usermm.grants.session import Session
+from usermm.grants.store import Store
+from usermm.grants.watching import Watching
+from usermm.hypercalls import wire
+from usermm.hypercalls.wire import DOMID_ANY, DOMID_FIRST_RESERVED, Operation
+from usermm.uapi.xen_gntalloc import LIMIT_PAGES
+
+ENVIRONMENT = "USERMM_HYPERVISOR"
+SYSTEM_SOCKET = "/run/usermm/hypervisor.sock"
+
+Device = TypeVar("Device", Gntalloc, Gntdev, Evtchn, Store)
+
+
+def default_socket() -> str:
+    """$USERMM_HYPERVISOR, else the system's hypervisor if there is one, else the user's."""
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return named
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and not os.path.exists(SYSTEM_SOCKET):
+        return os.path.join(runtime, "usermm", "hypervisor.sock")
+    return SYSTEM_SOCKET
+
+
+class Domain:
+    """A connection to the hypervisor. It ends with close(), or with this process, however that ends.
+
+    Any thread may use it. A forked child keeps the pages that its parent allocated, as with the devices of Xen, but
+    not the domain: it opens one of its own.
+    """
+
+    def __init__(
+        self,
+        socket: str | None = None,
+        *,
+        domid: int | None = None,
+        name: str | None = None,
+        backend: Literal["auto", "local", "xen"] = "auto",
+        limit: int = LIMIT_PAGES,
+    ) -> None:
+        """Joins the hypervisor at the path `socket`; by default $USERMM_HYPERVISOR, /run/usermm/hypervisor.sock or
+        $XDG_RUNTIME_DIR/usermm/hypervisor.sock.
+
+        `domid` and `name` are asked for; the policy decides. `backend` "xen" takes the devices of a real Xen, "auto"
+        does so where they are and no socket is named. `limit`: pages of all gntalloc files (the driver's parameter).
+
+        Raises HypervisorGoneError (ECONNREFUSED, ENOENT) when none listens; PermissionDeniedError (EACCES) and
+        QuotaError (ENOSPC) when the policy says no; GrantError (EBUSY) when somebody has that domid or name;
+        UnavailableError for backend "xen" on a machine without.
+        """
+        if backend not in ("auto", "local", "xen"):
+            raise ArgumentError(f"Domain: backend must be 'auto', 'local' or 'xen', not {backend!r}")
+        if domid is not None and not 0 <= domid < DOMID_FIRST_RESERVED:
+            raise ArgumentError(f"Domain: domid {domid} must be from 0 to {DOMID_FIRST_RESERVED - 1}")
+        named = socket is not None or ENVIRONMENT in os.environ
+        self.backend: Literal["local", "xen"] = (
+            "xen" if backend == "xen" or (backend == "auto" and not named and xen.is_there()) else "local"
+        )
+        self._limit = Limit(limit)
+        self._opened: dict[str, Gntalloc | Gntdev | Evtchn | Store] = {}
+        self._session: Session | None = None
+        if self.backend == "xen":
+            self.domid, self.name = _xen_domid(), name or ""
+            return
+        self._session = Session(socket or default_socket())
+        try:
+            self._join(domid, name or "")
+        except BaseException:
+            self._session.close()
+            raise
+        self._watching = Watching()
+        self._foreign = Foreign(self._session, self._watching)
+
+    def _join(self, domid: int | None, name: str) -> None:
+        hello = wire.HELLO.pack(wire.VERSION, DOMID_ANY if domid is None else domid, 0) + name.encode()
+        answer, _ = self._hypervisor("join").call(Operation.HELLO, hello)
+        self.domid, _, self._hypervisor_uid, self.uid, _, self.incarnation = wire.WELCOME.unpack_from(answer)
+        self.name = answer[wire.WELCOME.size :].decode()
+
+    @property
+    def gntalloc(self) -> Gntalloc:
+        """This domain's own gntalloc file, opened when it is first used."""
+        return self._own("gntalloc", self.open_gntalloc)
+
+    @property
+    def gntdev(self) -> Gntdev:
+        """This domain's own gntdev file of the mainline personality."""
+        return self._own("gntdev", self.open_gntdev)
+
+    @property
+    def evtchn(self) -> Evtchn:
+        """This domain's own evtchn file."""
+        return self._own("evtchn", self.open_evtchn)
+
+    @property
+    def store(self) -> Store:
+        """The tree in which domains find each other."""
+        return self._own("store", lambda: Store(self._hypervisor("store")))
+
+    def open_gntalloc(self) -> Gntalloc:
+        """Another gntalloc file; the limit on pages is the domain's."""
+        return Gntalloc(self._file("gntalloc"))
+
+    def open_gntdev(self, personality: Personality = "mainline") -> Gntdev:
+        """Another gntdev file. `personality` "seed2007" has the slots, states and errors of the first driver."""
+        if personality not in ("mainline", "seed2007"):
+            raise ArgumentError(f"open_gntdev: personality must be 'mainline' or 'seed2007', not {personality!r}")
+        if personality == "mainline":
+            return Gntdev(self._file("gntdev"))
+        if self.backend == "xen":
+            text = "the kernel's driver is of today: personality 'seed2007' is there with backend='local' only"
+            raise UnavailableError(errno.EOPNOTSUPP, f"open_gntdev: {text}")
+        from usermm.grants.gntdev2007 import LocalGntdev2007
+
+        self._hypervisor("open_gntdev")
+        return Gntdev(LocalGntdev2007(self._foreign), personality)
+
+    def open_evtchn(self) -> Evtchn:
+        """Another evtchn file; a port belongs to the file that bound it."""
+        if self.backend == "xen":
+            return Evtchn(xen.XenFile("evtchn"))
+        return Evtchn(LocalEvtchn(self._hypervisor("open_evtchn")))
+
+    def is_isolated_from(self, domid: int) -> bool:
+        """Whether neither this domain nor that one can reach the other's memory but by grants.
+
+        They are not when they run as the same user, as root, or as the hypervisor's user: such processes can read and
+        write each other through /proc and ptrace(2). Raises BadReferenceError (ENOENT): there is no such domain.
+        """
+        answer, _ = self._hypervisor("is_isolated_from").call(Operation.PEER, wire.PEER.pack(domid))
+        return bool(wire.PEER_IS.unpack_from(answer)[1])
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._session is not None and self._session.closed
+
+    def close(self) -> None:
+        """Ends the domain: its grants can no longer be mapped, its ports and its part of the store go.
+
+        What is mapped, here or there, stays until it is unmapped. May be called again.
+        """
+        for device in self._opened.values():
+            if not isinstance(device, Store):
+                device.close()
+        self._opened.clear()
+        if self._session is not None and not self._session.closed:
+            self._watching.settle()
+            self._session.close()
+            self._watching.close()
+
+    def _own(self, name: str, opens: Callable[[], Device]) -> Device:
+        device = self._opened.get(name)
+        if device is None:
+            device = self._opened.setdefault(name, opens())
+        return device  # type: ignore[return-value] # the name decides the class
+
+    def _file(self, name: str) -> DeviceFile:
+        if self.backend == "xen":
+            return xen.XenFile(name)
+        session = self._hypervisor(f"open_{name}")
+        if name == "gntdev":
+            return LocalGntdev(self._foreign)
+        return LocalGntalloc(session, self._watching, self._limit)
+
+    def _hypervisor(self, call: str) -> Session:
+        if self._session is None:
+            raise UnavailableError(errno.EOPNOTSUPP, f"{call}: only usermm's own hypervisor has this: backend='local'")
+        if self._session.closed:
+            raise HypervisorGoneError(errno.EBADF, f"{call}: the domain is closed: open a new one")
+        return self._session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Domain {self.domid} {self.name!r} ({self.backend})>"
+
+
+def _xen_domid() -> int:
+    """This guest's number: xenstore has it, which the guest's tools read; the kernel shows only whether it is 0."""
+    try:
+        with open("/proc/xen/capabilities", encoding="ascii") as text:
+            return 0 if "control_d" in text.read() else -1
+    except OSError:
+        return -1

@@ -1,0 +1,175 @@
+"""`Gntalloc`: pages of one's own for another domain, over the device's calls, wherever the device is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap as _mmap
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from usermm._core import Memory
+from usermm.errors import ArgumentError, DeviceError, grant_refused
+from usermm.grants.files import PAGE_BYTES, DeviceFile
+from usermm.grants.local_gntalloc import GrantedPages, LocalGntalloc
+from usermm.uapi import xen_gntalloc as abi
+
+
+class Allocation(GrantedPages):
+    """Pages that another domain may map: a writable buffer of this domain's. Whoever lets it go deallocates it."""
+
+    _device: Gntalloc | None = None
+    domid: int = -1
+    """Who may map them."""
+    index: int = -1
+    """Where they are in the device file."""
+    references: Sequence[int] = ()
+    """One for each page: what the other domain has to be told."""
+    grantee_writes = False
+    """Whether the other domain may write."""
+
+    def revoke(self) -> None:
+        """Takes all pages back, whoever maps them; this domain keeps what is in them at the same address.
+
+        The grantee of read-only pages gets SIGBUS when it touches them, that of writable ones reads zeros; nobody maps
+        them again. What other threads write during the call can be lost. May be called again.
+        Raises HypervisorGoneError: nothing was taken back.
+        """
+        if self._device is not None and self.references:
+            self._device._take_back(self, 0, len(self.references))
+
+    def close(self) -> None:
+        """Unmaps and deallocates: what the other domain has mapped stays there. BufferError while a view is left."""
+        if not self.closed:
+            super().close()
+        device, self._device = self._device, None
+        if device is not None:
+            device._forget(self)
+
+
+class Gntalloc:
+    """An open gntalloc file. Any thread may call anything."""
+
+    def __init__(self, file: DeviceFile) -> None:
+        self._file = file
+        self._allocations: dict[int, weakref.ref[Allocation]] = {}
+
+    def allocate(self, domid: int, count: int = 1, *, writable: bool = False) -> Allocation:
+        """`count` zeroed pages that domain `domid` may map, read-only unless `writable`; writable here in any case.
+
+        The domain need not be there yet. Raises QuotaError (ENOSPC) when the device's limit or a quota of the
+        hypervisor is used up, PermissionDeniedError (EACCES) when its policy says no.
+        """
+        index, references = self.alloc_gref(domid, abi.WRITABLE if writable else 0, count)
+        try:
+            prot = _mmap.PROT_READ | _mmap.PROT_WRITE
+            memory: Allocation = self._file.mmap(count * PAGE_BYTES, prot, _mmap.MAP_SHARED, index, Allocation)
+        except BaseException:
+            self.dealloc_gref(index, count)
+            raise
+        memory.domid, memory.index, memory.references, memory.grantee_writes = domid, index, references, writable
+        memory._device = self
+        self._allocations.update(dict.fromkeys(references, weakref.ref(memory)))
+        return memory
+
+    def revoke(self, reference: int) -> None:
+        """Takes one page back: whoever has mapped it reads zeros from now on, nobody maps it again.
+
+        This domain keeps what is in it, at the same address, in memory of its own. What other threads write to the page
+        during the call can be lost. Raises BadReferenceError (EINVAL) for a reference that allocate() of this file did
+        not give, or that ended.
+        """
+        allocation = self._allocations.get(reference, lambda: None)()
+        if allocation is None:
+            raise grant_refused(errno.EINVAL, f"revoke(reference {reference}): this file granted no such page")
+        self._take_back(allocation, allocation.references.index(reference), 1)
+
+    def alloc_gref(self, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
+        """ALLOC_GREF: the index to map them at, and the references. `flags` 1: the other domain may write."""
+        _check(0 <= domid < 1 << 16 and 0 <= flags < 1 << 16, f"alloc_gref(domain {domid}, flags {flags})", "u16")
+        _check(0 <= count < 1 << 24, f"alloc_gref({count} pages)", "a count of pages")
+        argument = bytearray(max(abi.ALLOC.size + count * abi.REFERENCE.size, abi.ALLOC.size + 8))
+        abi.ALLOC.pack_into(argument, 0, domid, flags, count, 0)
+        self._file.ioctl(abi.ALLOC_GREF, argument)
+        _, _, _, index = abi.ALLOC.unpack_from(argument)
+        given = memoryview(argument)[abi.ALLOC.size : abi.ALLOC.size + count * abi.REFERENCE.size]
+        return index, _as_range(given.cast("I").tolist())
+
+    def dealloc_gref(self, index: int, count: int) -> None:
+        """DEALLOC_GREF: what is mapped, here or there, stays until it is unmapped. BadReferenceError (EINVAL)."""
+        _check(0 <= index < 1 << 64 and 0 <= count < 1 << 32, f"dealloc_gref({index}, {count})", "u64 and u32")
+        self._file.ioctl(abi.DEALLOC_GREF, bytearray(abi.DEALLOC.pack(index, count)))
+
+    def mmap(
+        self,
+        index: int,
+        count: int,
+        prot: int = _mmap.PROT_READ | _mmap.PROT_WRITE,
+        flags: int = _mmap.MAP_SHARED,
+    ) -> Memory:
+        """Maps `count` pages at `index`. BadReferenceError: ENOENT an index that was not given, EINVAL other flags."""
+        memory: Memory = self._file.mmap(count * PAGE_BYTES, prot, flags, index)
+        return memory
+
+    def set_unmap_notify(self, index: int, *, clear_byte: bool = False, port: int | None = None) -> None:
+        """Once the page at `index` is released, also by this domain's death: clear the byte that `index` (a page's plus
+        an offset within it) names, send an event through `port`, or both; neither takes it back."""
+        action = abi.NOTIFY_CLEAR_BYTE * clear_byte | abi.NOTIFY_SEND_EVENT * (port is not None)
+        self._file.ioctl(abi.SET_UNMAP_NOTIFY, bytearray(abi.NOTIFY.pack(index, action, port or 0)))
+
+    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
+        """The device's ioctl(2), with its bytes."""
+        return self._file.ioctl(request, argument)
+
+    def fileno(self) -> int:
+        """The descriptor of a real Xen's device; ArgumentError where there is none."""
+        return self._file.fileno()
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Deallocates everything; what is mapped stays until it is unmapped. May be called again."""
+        self._file.close()
+
+    def _take_back(self, allocation: Allocation, page: int, pages: int) -> None:
+        if not isinstance(self._file, LocalGntalloc):
+            text = "a real Xen has no such call: end the grant by close(), which waits for the other domain"
+            raise grant_refused(errno.EOPNOTSUPP, f"gntalloc: revoke: {text}")
+        first = allocation.references[page]
+        live = [number for number in range(first, first + pages) if number in self._allocations]
+        if live:
+            self._file.revoke(first, pages, allocation, page)
+        for number in live:
+            del self._allocations[number]
+
+    def _forget(self, allocation: Allocation) -> None:
+        for number in allocation.references:
+            self._allocations.pop(number, None)
+        with contextlib.suppress(DeviceError):  # the file was closed, which deallocates, or the hypervisor is gone
+            self.dealloc_gref(allocation.index, len(allocation.references))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check(holds: bool, call: str, wanted: str) -> None:
+    if not holds:
+        raise ArgumentError(f"gntalloc: {call}: pass {wanted}")
+
+
+def _as_range(numbers: list[int]) -> Sequence[int]:
+    """The hypervisor gives consecutive ones; Xen need not."""
+    first = numbers[0] if numbers else 0
+    whole = range(first, first + len(numbers))
+    return whole if numbers == list(whole) else numbers
+

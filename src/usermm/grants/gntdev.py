@@ -1,0 +1,183 @@
+"""`Gntdev`: other domains' pages in this process, over the device's calls, wherever the device is."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap as _mmap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from usermm._core import Memory, buffer_range
+from usermm.errors import ArgumentError, DeviceError
+from usermm.grants.files import PAGE_BYTES, DeviceFile
+from usermm.grants.foreign import Reference
+from usermm.grants.local_gntdev import MappedGrants
+from usermm.uapi import xen_gntdev as abi
+from usermm.uapi.xen_gntdev import GrantStatus
+
+Personality = Literal["mainline", "seed2007"]
+
+
+class Mapping(MappedGrants):
+    """Granted pages, mapped: a buffer, read-only unless asked otherwise and allowed. Whoever lets it go unmaps it."""
+
+    _device: Gntdev | None = None
+    index: int = -1
+    """Where they are in the device file."""
+    references: Sequence[Reference] = ()
+    """(domid, reference) of each page."""
+
+    def close(self) -> None:
+        """Unmaps it and forgets its references. BufferError while a view of it is left. May be called again."""
+        super().close()
+        device, self._device = self._device, None
+        if device is not None:
+            device._forget(self)
+
+
+@dataclass(slots=True)
+class Copy:
+    """One segment of `Gntdev.copy`: `length` bytes, at most a page, from `source` to `destination`.
+
+    Each is (domid, reference, offset in its page in bytes), or memory of this process: a buffer of at least `length`
+    bytes, writable if it is the destination. One of the two is a grant.
+    """
+
+    source: object
+    destination: object
+    length: int
+
+
+class Gntdev:
+    """An open gntdev file. Any thread may call anything."""
+
+    def __init__(self, file: DeviceFile, personality: Personality = "mainline") -> None:
+        self._file = file
+        self.personality: Personality = personality
+        """Which device's contract: Linux' of today, or that of 2007."""
+
+    def map(self, domid: int, references: int | Iterable[int], *, writable: bool = False) -> Mapping:
+        """Maps pages that domain `domid` granted, side by side in this order: all or none.
+
+        Raises BadReferenceError (EINVAL; of 2007 LimitError, ENOMEM) when one is not granted to this domain, has ended,
+        or is read-only and `writable` is asked for; QuotaError and LimitError when something ran out.
+        """
+        numbers = [references] if isinstance(references, int) else references
+        return self.map_many([(domid, number) for number in numbers], writable=writable)
+
+    def map_many(self, references: Iterable[Reference], *, writable: bool = False) -> Mapping:
+        """As `map`, for pages of several domains: (domid, reference) each."""
+        wanted = tuple(references)
+        index = self.map_grant_ref(wanted)
+        try:
+            prot = _mmap.PROT_READ | (_mmap.PROT_WRITE if writable else 0)
+            mapping: Mapping = self._file.mmap(len(wanted) * PAGE_BYTES, prot, _mmap.MAP_SHARED, index, Mapping)
+        except BaseException:
+            self.unmap_grant_ref(index, len(wanted))
+            raise
+        mapping._device, mapping.index, mapping.references = self, index, wanted
+        return mapping
+
+    def map_grant_ref(self, references: Sequence[Reference]) -> int:
+        """MAP_GRANT_REF: the index to map them at. They are looked at when they are mapped, not now."""
+        try:
+            packed = b"".join(abi.REFERENCE.pack(*reference) for reference in references)
+        except Exception as error:
+            text = f"gntdev: map_grant_ref: references are pairs of u32 (domid, reference): {error}"
+            raise ArgumentError(text) from None
+        if self.personality == "mainline":
+            argument = bytearray(abi.MAP.pack(len(references), 0) + packed.ljust(abi.REFERENCE.size, b"\0"))
+            self._file.ioctl(abi.MAP_GRANT_REF, argument)
+            return int(abi.MAP.unpack_from(argument)[1])
+        memory = bytearray(packed or b"\0")  # read through its address during the call
+        argument = bytearray(abi.MAP_2007.pack(len(references), buffer_range(memory)[0], 0))
+        self._file.ioctl(abi.MAP_GRANT_REF, argument)
+        return int(abi.MAP_2007.unpack_from(argument)[2])
+
+    def mmap(
+        self, index: int, count: int, prot: int = _mmap.PROT_READ, flags: int = _mmap.MAP_SHARED
+    ) -> Memory:
+        """Maps `count` pages at `index`; `prot` PROT_READ alone maps them read-only. Errors: see the personality."""
+        memory: Memory = self._file.mmap(count * PAGE_BYTES, prot, flags, index)
+        return memory
+
+    def unmap_grant_ref(self, index: int, count: int) -> None:
+        """UNMAP_GRANT_REF: forgets what map_grant_ref gave. Of 2007 EBUSY while it is mapped."""
+        layout = abi.UNMAP if self.personality == "mainline" else abi.UNMAP_2007
+        self._file.ioctl(abi.UNMAP_GRANT_REF, bytearray(layout.pack(index, count)))
+
+    def get_offset_for_vaddr(self, address: int) -> tuple[int, int]:
+        """GET_OFFSET_FOR_VADDR: (index, count of pages) of the mapping at `address`; of 2007 only of its first byte."""
+        layout = abi.OFFSET if self.personality == "mainline" else abi.OFFSET_2007
+        argument = bytearray(layout.pack(address, 0, 0))
+        self._file.ioctl(abi.GET_OFFSET_FOR_VADDR, argument)
+        _, index, count = layout.unpack_from(argument)
+        return int(index), int(count)
+
+    def set_unmap_notify(self, index: int, *, clear_byte: bool = False, port: int | None = None) -> None:
+        """Once the mapping is gone, also by this process's death: clear the byte that `index` (a page's plus an offset
+        within it) names, send an event through `port`, or both; neither takes it back."""
+        action = abi.NOTIFY_CLEAR_BYTE * clear_byte | abi.NOTIFY_SEND_EVENT * (port is not None)
+        self._file.ioctl(abi.SET_UNMAP_NOTIFY, bytearray(abi.NOTIFY.pack(index, action, port or 0)))
+
+    def copy(self, segments: Iterable[Copy]) -> list[GrantStatus]:
+        """Copies without mapping; the status of each segment, in order. Segments before a failing one are done.
+
+        Raises BadReferenceError (EINVAL) when one has no grant at either end or crosses a page: then nothing is done.
+        """
+        wanted = list(segments)
+        packed = bytearray(b"".join(_segment(each) for each in wanted))
+        argument = bytearray(abi.COPY.pack(len(wanted), buffer_range(packed)[0] if packed else 0))
+        self._file.ioctl(abi.GRANT_COPY, argument)
+        return [GrantStatus(status) for *_, status in abi.SEGMENT.iter_unpack(packed)]
+
+    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
+        """The device's ioctl(2), with its bytes."""
+        return self._file.ioctl(request, argument)
+
+    def fileno(self) -> int:
+        """The descriptor of a real Xen's device; ArgumentError where there is none."""
+        return self._file.fileno()
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """What is mapped stays until it is unmapped. May be called again."""
+        self._file.close()
+
+    def _forget(self, mapping: Mapping) -> None:
+        with contextlib.suppress(DeviceError):  # the file is closed, which forgets it
+            self.unmap_grant_ref(mapping.index, len(mapping.references))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _segment(wanted: Copy) -> bytes:
+    flags, ends = 0, []
+    for bit, end in ((abi.COPY_SOURCE_GRANTED, wanted.source), (abi.COPY_DEST_GRANTED, wanted.destination)):
+        if isinstance(end, tuple):
+            domid, reference, offset = end
+            flags |= bit
+            ends.append(abi.COPY_GRANTED.pack(reference, offset, domid))
+        else:
+            ends.append(abi.COPY_LOCAL.pack(_address(end, wanted.length, writable=bit == abi.COPY_DEST_GRANTED)))
+    return abi.SEGMENT.pack(*ends, wanted.length, flags, 0)
+
+
+def _address(buffer: object, length: int, *, writable: bool) -> int:
+    address, size = buffer_range(buffer)
+    if size < length or (writable and memoryview(buffer).readonly):  # type: ignore[arg-type] # it was a buffer above
+        kind = "writable buffer" if writable else "buffer"
+        raise ArgumentError(f"gntdev: copy: a {kind} of {length} bytes at least is needed, not {buffer!r:.60}")
+    return address

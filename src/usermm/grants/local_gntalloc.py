@@ -1,0 +1,277 @@
+"""/dev/xen/gntalloc between Linux processes: pages of one's own that another domain may map.
+
+The contract is that of Linux' drivers/xen/gntalloc.c as user space sees it: an allocation lives until it was
+deallocated and the last of its pages is unmapped here; what the other domain has mapped lives on in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap as _mmap
+import os
+import threading
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from usermm.errors import ArgumentError, DeviceError, grant_refused
+from usermm.grants.files import PAGE_BYTES
+from usermm.grants.session import Session
+from usermm.grants.watching import WatchedMemory, Watching
+from usermm.hypercalls import grants as layouts
+from usermm.hypercalls.wire import Operation
+from usermm.uapi import xen_gntalloc as abi
+
+
+class Limit:
+    """How many pages all gntalloc files of a domain have: the driver's parameter `limit`."""
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self._used = 0
+        self._lock = threading.RLock()  # a finalizer can come in between
+
+    def take(self, pages: int, call: str) -> None:
+        """Raises QuotaError (ENOSPC)."""
+        with self._lock:
+            if self._used + pages > self.pages:
+                text = f"{call}: {self._used} of {self.pages} pages are in use: deallocate some, or open with limit="
+                raise grant_refused(errno.ENOSPC, text)
+            self._used += pages
+
+    def give_back(self, pages: int) -> None:
+        """They are free for the next."""
+        with self._lock:
+            self._used -= pages
+
+
+@dataclass(slots=True, eq=False)
+class _Allocated:
+    """What one ALLOC_GREF made: `users` of each page are the allocation itself and every mapping of it here."""
+
+    first_page: int
+    first_reference: int
+    count: int
+    descriptor: int | None
+    """Of the reply; the first mapping uses it up, later ones ask for their own."""
+    is_isolated: bool
+    users: list[int] = field(default_factory=list)
+    removed: int = 0
+
+
+class GrantedPages(WatchedMemory):
+    """Pages of this domain's own, granted to another and mapped here."""
+
+    is_isolated = False
+    """Whether neither side can reach the other's memory by other means: see Domain.is_isolated_from."""
+    _file: LocalGntalloc | None = None
+    _parts: tuple[tuple[_Allocated, int, int], ...] = ()
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            for allocated, page, pages in self._parts:
+                self._file._drop(allocated, page, pages)
+
+
+class LocalGntalloc:
+    """An open gntalloc file. Any thread may call anything."""
+
+    def __init__(self, session: Session, watching: Watching, limit: Limit) -> None:
+        self._session = session
+        self._watching = watching
+        self._limit = limit
+        self._lock = threading.RLock()
+        self._pages: dict[int, _Allocated] = {}
+        self._next_page = 0
+        self._closed = False
+        self._calls = {
+            abi.ALLOC_GREF: self._alloc_gref,
+            abi.DEALLOC_GREF: self._dealloc_gref,
+            abi.SET_UNMAP_NOTIFY: self._set_unmap_notify,
+        }
+
+    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
+        """ENOTTY: no such request; EFAULT: `argument` is shorter than the request's."""
+        self._check_open("ioctl")
+        call = self._calls.get(request)
+        if call is None:
+            raise grant_refused(errno.ENOTTY, f"gntalloc: ioctl({request:#x}): there is no such request")
+        size = request >> 16 & 0x3FFF
+        if len(argument) < size:
+            text = f"gntalloc: ioctl({request:#x}): {len(argument)} bytes came, its argument has {size}"
+            raise grant_refused(errno.EFAULT, text)
+        call(argument)
+        return 0
+
+    def mmap(
+        self, length: int, prot: int, flags: int, offset: int, kind: type[GrantedPages] = GrantedPages
+    ) -> GrantedPages:
+        """Maps pages of one or several allocations that have consecutive indices.
+
+        EINVAL: not MAP_SHARED; ENOENT: an index that was not given out, or is deallocated.
+        """
+        self._check_open("mmap")
+        call = f"gntalloc: mmap({length} bytes at {offset:#x})"
+        if not flags & _mmap.MAP_SHARED or length <= 0 or length % PAGE_BYTES:
+            raise grant_refused(errno.EINVAL, f"{call}: map whole pages with MAP_SHARED")
+        with self._lock:
+            parts = tuple(self._find(offset, length // PAGE_BYTES, errno.ENOENT, call))
+            runs, descriptors = [], []
+            try:
+                for part in parts:
+                    descriptor, page = self._open(*part)
+                    descriptors.append(descriptor)
+                    runs.append((descriptor, page * PAGE_BYTES, part[2] * PAGE_BYTES))
+                memory = kind(runs, writable=bool(prot & _mmap.PROT_WRITE), shared=True, inherit=True)
+                inodes = frozenset(os.fstat(descriptor).st_ino for descriptor in descriptors)
+            except DeviceError:
+                raise
+            except OSError as error:
+                text = f"{call}: {error.strerror}: unmap or close something"
+                raise grant_refused(error.errno or errno.ENOMEM, text) from None
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            for allocated, page, pages in parts:
+                for at in range(page, page + pages):
+                    allocated.users[at] += 1
+        memory._file, memory._parts = self, parts
+        memory.is_isolated = all(allocated.is_isolated for allocated, _, _ in parts)
+        memory.watch(self._watching, inodes)
+        return memory
+
+    def revoke(self, reference: int, count: int, memory: GrantedPages, page: int) -> None:
+        """Ends `count` consecutive references of one allocation and takes the pages from whoever maps them.
+
+        `memory` maps them here, from its page `page` on: it keeps the content. Raises BadReferenceError.
+        """
+        self._check_open("revoke")
+        memory.keep(page * PAGE_BYTES, count * PAGE_BYTES)
+        self._session.call(Operation.REVOKE, layouts.RANGE.pack(reference, count, 0))
+
+    def fileno(self) -> int:
+        """A gntalloc file has nothing to poll."""
+        raise ArgumentError("gntalloc: fileno(): a local device is no file of the kernel: there is nothing to poll")
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Deallocates everything; what is mapped stays until it is unmapped."""
+        with self._lock:
+            self._closed = True
+            for allocated in list(dict.fromkeys(self._pages.values())):
+                for page in list(_left(allocated, self._pages)):
+                    self._remove(allocated, *page)
+
+    def _check_open(self, call: str) -> None:
+        if self._closed:
+            raise grant_refused(errno.EBADF, f"gntalloc: {call}: the file is closed: open a new one")
+
+    def _alloc_gref(self, argument: bytearray | memoryview) -> None:
+        domid, flags, count, _ = abi.ALLOC.unpack_from(argument)
+        call = f"gntalloc: ALLOC_GREF({count} pages for domain {domid})"
+        room = memoryview(argument)[abi.ALLOC.size :]
+        if not count:
+            raise grant_refused(errno.EINVAL, f"{call}: pass a count above 0")
+        if len(room) < count * abi.REFERENCE.size:
+            raise grant_refused(errno.EFAULT, f"{call}: only {len(room)} bytes for references came")
+        self._limit.take(count, call)
+        wanted = layouts.ALLOCATE_WANT_DESCRIPTOR | (layouts.ALLOCATE_WRITABLE if flags & abi.WRITABLE else 0)
+        try:
+            answer, descriptors = self._session.call(Operation.ALLOCATE, layouts.ALLOCATE.pack(domid, wanted, count))
+        except BaseException:
+            self._limit.give_back(count)
+            raise
+        first, bits = layouts.ALLOCATED.unpack(answer)
+        with self._lock:
+            page = self._next_page
+            self._next_page += count
+            isolated = bool(bits & layouts.ISOLATED)
+            allocated = _Allocated(page, first, count, descriptors[0], isolated, [1] * count)
+            self._pages.update(dict.fromkeys(range(page, page + count), allocated))
+        abi.ALLOC.pack_into(argument, 0, domid, flags, count, page * PAGE_BYTES)
+        memoryview(room).cast("B")[: count * 4] = memoryview(array("I", range(first, first + count))).cast("B")
+
+    def _dealloc_gref(self, argument: bytearray | memoryview) -> None:
+        index, count = abi.DEALLOC.unpack_from(argument)
+        call = f"gntalloc: DEALLOC_GREF(index {index:#x}, {count} pages)"
+        with self._lock:
+            parts = list(self._find(index, count, errno.EINVAL, call))
+            for part in parts:
+                self._remove(*part)
+
+    def _set_unmap_notify(self, argument: bytearray | memoryview) -> None:
+        index, actions, port = abi.NOTIFY.unpack_from(argument)
+        call = f"gntalloc: SET_UNMAP_NOTIFY(index {index:#x}, action {actions}, port {port})"
+        if actions & ~(abi.NOTIFY_CLEAR_BYTE | abi.NOTIFY_SEND_EVENT):
+            raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
+        with self._lock:
+            allocated, page, _ = next(self._find(index - index % PAGE_BYTES, 1, errno.ENOENT, call))
+            reference = allocated.first_reference + page
+            payload = layouts.GRANTOR_NOTIFY.pack(reference, index % PAGE_BYTES, actions, port)
+            self._session.call(Operation.GRANTOR_NOTIFY, payload)
+
+    def _find(self, index: int, count: int, missing: int, call: str) -> Iterator[tuple[_Allocated, int, int]]:
+        """(allocation, its page, pages) for `count` pages from `index`, or the errno `missing`."""
+        page, end = index // PAGE_BYTES, index // PAGE_BYTES + count
+        if index % PAGE_BYTES or not count or not all(at in self._pages for at in range(page, end)):
+            text = f"{call}: not all of this was given out by ALLOC_GREF, or it is deallocated"
+            raise grant_refused(missing, text)
+        while page < end:
+            allocated = self._pages[page]
+            pages = min(end, allocated.first_page + allocated.count) - page
+            yield allocated, page - allocated.first_page, pages
+            page += pages
+
+    def _open(self, allocated: _Allocated, page: int, pages: int) -> tuple[int, int]:
+        """A descriptor of the allocation, to be closed, and the page of its file."""
+        descriptor, allocated.descriptor = allocated.descriptor, None
+        if descriptor is not None:
+            return descriptor, page
+        asked = layouts.RANGE.pack(allocated.first_reference + page, pages, 0)
+        answer, descriptors = self._session.call(Operation.OPEN_OWN, asked)
+        return descriptors[0], layouts.OPENED.unpack(answer)[0]
+
+    def _remove(self, allocated: _Allocated, page: int, pages: int) -> None:
+        first = allocated.first_page + page
+        for at in range(first, first + pages):
+            del self._pages[at]
+        allocated.removed += pages
+        if allocated.removed == allocated.count and allocated.descriptor is not None:
+            os.close(allocated.descriptor)
+            allocated.descriptor = None
+        self._drop(allocated, page, pages)
+
+    def _drop(self, allocated: _Allocated, page: int, pages: int) -> None:
+        """One user less of each; pages without any are no longer granted."""
+        with self._lock:
+            users = allocated.users
+            first = None
+            for at in range(page, page + pages):
+                users[at] -= 1
+                if not users[at] and first is None:
+                    first = at
+                if first is not None and (users[at] or at == page + pages - 1):
+                    end = at if users[at] else at + 1
+                    self._release(allocated, first, end - first)
+                    first = None
+
+    def _release(self, allocated: _Allocated, page: int, pages: int) -> None:
+        self._limit.give_back(pages)
+        self._session.tell(Operation.RELEASE, layouts.RANGE.pack(allocated.first_reference + page, pages, 0))
+
+
+
+def _left(allocated: _Allocated, pages: dict[int, _Allocated]) -> Iterator[tuple[int, int]]:
+    """(page, pages) of the allocation that are not deallocated."""
+    start = None
+    for page in range(allocated.count + 1):
+        there = page < allocated.count and allocated.first_page + page in pages
+        if there and start is None:
+            start = page
+        elif not there and start is not None:
+            yield start, page - start
+            start = None

@@ -1,0 +1,193 @@
+"""/dev/xen/gntdev between Linux processes: the `mainline` personality, as Linux has the device today.
+
+The contract is that of Linux' drivers/xen/gntdev.c as user space sees it; `docs/grants.md` states it call by call.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap as _mmap
+import weakref
+from dataclasses import dataclass
+
+from usermm.errors import ArgumentError, DeviceError, grant_refused
+from usermm.grants import user_memory
+from usermm.grants.copying import copy_segments
+from usermm.grants.files import PAGE_BYTES
+from usermm.grants.foreign import Foreign, ForeignMemory, Reference
+from usermm.grants.session import Refusal
+from usermm.uapi import xen_gntdev as abi
+
+
+@dataclass(slots=True)
+class _Notification:
+    page: int
+    offset_bytes: int
+    actions: int
+    port: int
+
+
+@dataclass(slots=True, weakref_slot=True)
+class _Map:
+    """What one MAP_GRANT_REF made. It can be mapped once; it stays useful to its mapping after UNMAP_GRANT_REF."""
+
+    first: int
+    references: tuple[Reference, ...]
+    memory: weakref.ref[MappedGrants] | None = None
+    writable: bool = False
+    notification: _Notification | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.references)
+
+
+class MappedGrants(ForeignMemory):
+    """Pages of other domains, mapped through a gntdev file."""
+
+    map: _Map | None = None
+
+
+class LocalGntdev:
+    """An open gntdev file of the mainline personality. Any thread may call anything."""
+
+    def __init__(self, foreign: Foreign) -> None:
+        self._foreign = foreign
+        self._maps: dict[int, _Map] = {}
+        self._next_page = 0
+        self._mapped: weakref.WeakSet[MappedGrants] = weakref.WeakSet()
+        self._closed = False
+        self._calls = {
+            abi.MAP_GRANT_REF: self._map_grant_ref,
+            abi.UNMAP_GRANT_REF: self._unmap_grant_ref,
+            abi.GET_OFFSET_FOR_VADDR: self._get_offset_for_vaddr,
+            abi.SET_UNMAP_NOTIFY: self._set_unmap_notify,
+            abi.GRANT_COPY: self._grant_copy,
+        }
+
+    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
+        """ENOTTY: no such request; EFAULT: `argument` is shorter than the request's."""
+        self._check_open("ioctl")
+        call = self._calls.get(request)
+        if call is None:
+            raise grant_refused(errno.ENOTTY, f"gntdev: ioctl({request:#x}): this personality has no such request")
+        size = request >> 16 & 0x3FFF
+        if len(argument) < size:
+            text = f"gntdev: ioctl({request:#x}): {len(argument)} bytes came, its argument has {size}"
+            raise grant_refused(errno.EFAULT, text)
+        call(argument)
+        return 0
+
+    def mmap(
+        self, length: int, prot: int, flags: int, offset: int, kind: type[MappedGrants] = MappedGrants
+    ) -> MappedGrants:
+        """Maps all pages of one MAP_GRANT_REF, once. EINVAL: everything else, and grants that cannot be mapped so."""
+        self._check_open("mmap")
+        call = f"gntdev: mmap({length} bytes at {offset:#x})"
+        writable = bool(prot & _mmap.PROT_WRITE)
+        if writable and not flags & _mmap.MAP_SHARED:
+            raise grant_refused(errno.EINVAL, f"{call}: a writable private mapping: pass MAP_SHARED")
+        found = self._maps.get(offset // PAGE_BYTES)
+        if found is None or offset % PAGE_BYTES or length != found.count * PAGE_BYTES:
+            text = f"{call}: no MAP_GRANT_REF gave this index with {length // PAGE_BYTES} pages: map all of one"
+            raise grant_refused(errno.EINVAL, text)
+        if found.memory is not None:
+            raise grant_refused(errno.EINVAL, f"{call}: it was mapped before: each index can be mapped once")
+        try:
+            memory = self._foreign.map(found.references, writable=writable, kind=kind)
+        except Refusal as refusal:
+            raise grant_refused(errno.EINVAL, f"{call}: {refusal.reason}") from None
+        except OSError as error:
+            raise _out_of(error, call) from None
+        memory.map = found
+        found.writable = writable
+        found.memory = weakref.ref(memory)
+        self._mapped.add(memory)
+        self._notify(found)
+        return memory
+
+    def fileno(self) -> int:
+        """A gntdev file has nothing to poll."""
+        raise ArgumentError("gntdev: fileno(): a local device is no file of the kernel: there is nothing to poll")
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Forgets what is not mapped; mappings stay until they are unmapped."""
+        self._closed = True
+        self._maps.clear()
+
+    def _check_open(self, call: str) -> None:
+        if self._closed:
+            raise grant_refused(errno.EBADF, f"gntdev: {call}: the file is closed: open a new one")
+
+    def _map_grant_ref(self, argument: bytearray | memoryview) -> None:
+        count, _ = abi.MAP.unpack_from(argument)
+        if not 0 < count <= abi.MOST_GRANTS:
+            text = f"gntdev: MAP_GRANT_REF({count} references): pass 1 to {abi.MOST_GRANTS}"
+            raise grant_refused(errno.EINVAL, text)
+        inline = memoryview(argument)[abi.MAP.size :]
+        if len(inline) < count * abi.REFERENCE.size:
+            text = f"gntdev: MAP_GRANT_REF({count} references): only {len(inline)} bytes of them came"
+            raise grant_refused(errno.EFAULT, text)
+        references = tuple(abi.REFERENCE.iter_unpack(inline[: count * abi.REFERENCE.size]))
+        first = self._next_page
+        self._next_page += count
+        self._maps[first] = _Map(first, references)
+        abi.MAP.pack_into(argument, 0, count, first * PAGE_BYTES)
+
+    def _unmap_grant_ref(self, argument: bytearray | memoryview) -> None:
+        index, count = abi.UNMAP.unpack_from(argument)
+        found = self._maps.get(index // PAGE_BYTES)
+        if found is None or index % PAGE_BYTES or found.count != count:
+            text = f"gntdev: UNMAP_GRANT_REF(index {index:#x}, {count} pages): no MAP_GRANT_REF gave these together"
+            raise grant_refused(errno.ENOENT, text)
+        del self._maps[found.first]
+
+    def _get_offset_for_vaddr(self, argument: bytearray | memoryview) -> None:
+        address, _, _ = abi.OFFSET.unpack_from(argument)
+        for memory in list(self._mapped):
+            if memory.is_mapped and memory.map is not None and 0 <= address - memory.address < len(memory):
+                abi.OFFSET.pack_into(argument, 0, address, memory.map.first * PAGE_BYTES, memory.map.count)
+                return
+        text = f"gntdev: GET_OFFSET_FOR_VADDR({address:#x}): no grant of this file is mapped there"
+        raise grant_refused(errno.EINVAL, text)
+
+    def _set_unmap_notify(self, argument: bytearray | memoryview) -> None:
+        index, actions, port = abi.NOTIFY.unpack_from(argument)
+        call = f"gntdev: SET_UNMAP_NOTIFY(index {index:#x}, action {actions}, port {port})"
+        if actions & ~(abi.NOTIFY_CLEAR_BYTE | abi.NOTIFY_SEND_EVENT):
+            raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
+        page = index // PAGE_BYTES
+        found = next((each for each in self._maps.values() if 0 <= page - each.first < each.count), None)
+        if found is None:
+            raise grant_refused(errno.ENOENT, f"{call}: no MAP_GRANT_REF gave this index")
+        if actions & abi.NOTIFY_CLEAR_BYTE and found.memory is not None and not found.writable:
+            raise grant_refused(errno.EINVAL, f"{call}: CLEAR_BYTE on a read-only mapping: map it writable")
+        self._foreign.check_notification(index % PAGE_BYTES, actions, port, call)
+        found.notification = _Notification(page - found.first, index % PAGE_BYTES, actions, port)
+        self._notify(found)
+
+    def _notify(self, found: _Map) -> None:
+        memory = found.memory() if found.memory is not None else None
+        wanted = found.notification
+        if memory is not None and memory.is_mapped and wanted is not None:
+            memory.notify_on_unmap(wanted.page, wanted.offset_bytes, wanted.actions, wanted.port)
+
+    def _grant_copy(self, argument: bytearray | memoryview) -> None:
+        count, pointer = abi.COPY.unpack_from(argument)
+        call = f"gntdev: GRANT_COPY({count} segments)"
+        segments = bytearray(user_memory.read(pointer, count * abi.SEGMENT.size, call))
+        try:
+            copy_segments(self._foreign, segments, call)
+        finally:
+            user_memory.write(pointer, bytes(segments), call)
+
+
+def _out_of(error: OSError, call: str) -> DeviceError:
+    if isinstance(error, DeviceError):
+        return error
+    return grant_refused(error.errno or errno.ENOMEM, f"{call}: {error.strerror}: unmap or close something")

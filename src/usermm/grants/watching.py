@@ -1,0 +1,156 @@
+"""Noticing at once that somebody else in this process unmapped, moved or mapped over a grant.
+
+The hypervisor learns of it by the lock of the mapping's open file, a fraction of a millisecond later. What this process
+itself has to know, before it does the next thing at that address, the notifications of `Ummunotify` tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import weakref
+from collections.abc import Iterator
+
+from usermm import _core
+from usermm._core import Memory
+from usermm.errors import DeviceError
+from usermm.uapi import procfs
+from usermm.ummunotify.device import Ummunotify
+from usermm.ummunotify.events import Invalidation
+
+_NAME = "/memfd:usermm:grant"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Watching:
+    """One device for all mappings of a domain; none where this process may not have one: then only locks tell."""
+
+    def __init__(self) -> None:
+        self._device: Ummunotify | None = None
+        self._seen = 0
+        self._watched: dict[int, weakref.ref[WatchedMemory]] = {}
+        self._owner = os.getpid()
+        with contextlib.suppress(DeviceError):
+            self._device = Ummunotify(monitor="userfaultfd")
+
+    def add(self, memory: WatchedMemory) -> int | None:
+        """Watches it; returns the cookie, None where that is not possible."""
+        if self._device is None:
+            return None
+        try:
+            cookie = self._device.watch(memory.address, memory.address + len(memory), None, _core.REFUSE_HOLES)
+        except DeviceError:
+            return None
+        self._watched[cookie] = weakref.ref(memory)
+        return cookie
+
+    def forget(self, cookie: int, *, still_mapped: bool) -> None:
+        """Before its munmap, which then costs no event; or after somebody else's."""
+        self._watched.pop(cookie, None)
+        if self._device is None or os.getpid() != self._owner:
+            return
+        with contextlib.suppress(DeviceError):  # the monitor failed, or is closed: then there is no event either
+            if still_mapped:
+                self._device.retire(cookie)
+            else:
+                self._device.unregister(cookie)
+
+    def settle(self) -> None:
+        """Tells every mapping whose memory was hit since the last call."""
+        device = self._device
+        if device is None or os.getpid() != self._owner:
+            return
+        try:
+            if device.generation == self._seen:
+                return
+            self._seen = device.generation
+            hit = {event.cookie for event in device.read(0) if isinstance(event, Invalidation)}
+        except DeviceError:
+            self._device = None  # it failed closed: this once, look at all
+            hit = set(self._watched)
+        for cookie in hit:
+            memory = self._watched.get(cookie, lambda: None)()
+            if memory is not None:
+                memory._hit()
+
+    def close(self) -> None:
+        """Watches nothing any more."""
+        if self._device is not None:
+            self._device.close()
+
+
+class WatchedMemory(Memory):
+    """Granted memory that knows when it was unmapped behind its back."""
+
+    _watching: Watching | None = None
+    _cookie: int | None = None
+    _is_whole = True
+
+    _inodes: frozenset[int] = frozenset()
+
+    def watch(self, watching: Watching, inodes: frozenset[int]) -> None:
+        """From here on `is_mapped` is exact. `inodes` are those of the files that it maps."""
+        self._watching = watching
+        self._inodes = inodes
+        self._cookie = watching.add(self)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether any of it is still mapped where it was; exact for this thread's own calls (see Ummunotify)."""
+        if self._watching is not None:
+            self._watching.settle()
+        return not self.closed
+
+    def close(self) -> None:
+        """Unmaps it. Raises BufferError while somebody has a buffer of it. May be called again."""
+        if self.closed:
+            return
+        if self.exports:
+            raise BufferError(f"close({len(self)} bytes at {self.address:#x}): a view of it exists: release it first")
+        if self.is_mapped and not self._is_whole:
+            for start, end in self._pieces():
+                _libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
+            self.abandon()
+        elif not self.closed:
+            self._unwatch(still_mapped=True)
+            super().close()
+        else:
+            return
+        self._unwatch(still_mapped=False)
+        self._let_go()
+
+    def keep(self, offset: int, length: int) -> None:
+        """From here on these bytes are this process's own, at the same address; nobody else's memory any more."""
+        self._unwatch(still_mapped=True)  # or the exchange would look like somebody's munmap
+        self.detach(offset, length)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _let_go(self) -> None:
+        """For subclasses: it is unmapped, by close() or by somebody else."""
+
+    def _unwatch(self, *, still_mapped: bool) -> None:
+        if self._watching is not None and self._cookie is not None:
+            cookie, self._cookie = self._cookie, None
+            self._watching.forget(cookie, still_mapped=still_mapped)
+
+    def _hit(self) -> None:
+        if self.closed:
+            return
+        if any(True for _ in self._pieces()):
+            self._is_whole = False
+            return
+        self.abandon()
+        self._unwatch(still_mapped=False)
+        self._let_go()
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        """What is still a grant's at these addresses; other memory may be mapped there by now."""
+        start, end = self.address, self.address + len(self)
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            found = procfs.overlapping(lines, start, end)
+        for mapping in found:
+            if mapping.inode in self._inodes and mapping.path.startswith(_NAME):
+                yield max(start, mapping.start), min(end, mapping.end)

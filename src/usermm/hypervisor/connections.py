@@ -1,0 +1,170 @@
+"""One client's socket: packets in, packets out, never waiting for it.
+
+A client that does not read its replies is not read either: at most one reply waits here, the rest in its own socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from usermm.hypercalls.wire import LONGEST_REQUEST_BYTES, NO_REPLY, REFUSAL, REPLY, REQUEST
+from usermm.hypervisor.calls import Refused, Reply
+from usermm.hypervisor.domains import DomainRecord
+
+_PACKETS_A_TURN = 16  # then the others have their turn
+_SEND_BUFFER_BYTES = 48 * 1024  # one reply of the longest kind, and a little
+_SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_DESCRIPTOR = struct.Struct("=i")
+
+_buffer = bytearray(LONGEST_REQUEST_BYTES)
+_view = memoryview(_buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who connected: what the kernel noted at connect(2). The pidfd is None where it could not be had."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+Answer = Callable[["Connection", int, memoryview], Reply]
+
+
+class Connection:
+    """`answer` carries out a request or raises Refused; `gone` is called once, when the client ended or went away."""
+
+    def __init__(
+        self,
+        stream: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        answer: Answer,
+        gone: Callable[[Connection], None],
+    ) -> None:
+        self.peer = Peer(*_CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+        self.domain: DomainRecord | None = None
+        self._stream = stream
+        self._loop = loop
+        self._answer = answer
+        self._gone = gone
+        self._unsent: tuple[bytes, tuple[int, ...]] | None = None
+        stream.setblocking(False)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self._pidfd = _pidfd_of(stream, self.peer.pid)
+        loop.add_reader(stream.fileno(), self._on_readable)
+        if self._pidfd is not None:
+            # A copy of the socket in a forked child outlives the process that is the domain.
+            loop.add_reader(self._pidfd, self.close)
+
+    def close(self) -> None:
+        """Ends the connection; `gone` hears of it. May be called again."""
+        if self._stream.fileno() < 0:
+            return
+        self._loop.remove_reader(self._stream.fileno())
+        self._loop.remove_writer(self._stream.fileno())
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        with contextlib.suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)  # also for copies in the client's children
+        self._stream.close()
+        if self._unsent is not None:
+            _close_all(self._unsent[1])
+            self._unsent = None
+        self._gone(self)
+
+    def _on_readable(self) -> None:
+        for _ in range(_PACKETS_A_TURN):
+            try:
+                size = self._stream.recv_into(_buffer, 0, socket.MSG_TRUNC)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                size = 0
+            if size == 0:  # the end, or an empty packet, which is no request either
+                self.close()
+                return
+            self._serve(size)
+            if self._unsent is not None or self._stream.fileno() < 0:
+                return
+
+    def _serve(self, size: int) -> None:
+        if size < REQUEST.size:
+            self._send(_refusal(0, Refused(errno.EINVAL, f"a request of {size} bytes: it has {REQUEST.size} at least")))
+            return
+        operation, flags, serial = REQUEST.unpack_from(_buffer)
+        descriptors: tuple[int, ...] = ()
+        try:
+            if size > LONGEST_REQUEST_BYTES:
+                raise Refused(errno.EMSGSIZE, f"a request of {size} bytes: {LONGEST_REQUEST_BYTES} are the most")
+            reply = self._answer(self, operation, _view[REQUEST.size : size])
+            packet, descriptors = REPLY.pack(0, serial) + reply.payload, tuple(reply.descriptors)
+        except Refused as refused:
+            packet = _refusal(serial, refused)
+        if flags & NO_REPLY:
+            _close_all(descriptors)
+        else:
+            self._send(packet, descriptors)
+
+    def _send(self, packet: bytes, descriptors: tuple[int, ...] = ()) -> None:
+        if self._stream.fileno() < 0:
+            _close_all(descriptors)
+            return
+        try:
+            if descriptors:
+                rights = b"".join(map(_DESCRIPTOR.pack, descriptors))
+                self._stream.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            else:
+                self._stream.send(packet)
+        except (BlockingIOError, InterruptedError):
+            self._unsent = packet, descriptors
+            self._loop.remove_reader(self._stream.fileno())
+            self._loop.add_writer(self._stream.fileno(), self._on_writable)
+            return
+        except OSError as error:
+            _close_all(descriptors)
+            if error.errno == errno.ETOOMANYREFS and descriptors:
+                _, serial = REPLY.unpack_from(packet)
+                self._send(_refusal(serial, Refused(errno.ENFILE, "too many descriptors are under way: read replies")))
+            else:
+                self.close()
+            return
+        _close_all(descriptors)
+
+    def _on_writable(self) -> None:
+        assert self._unsent is not None
+        unsent, self._unsent = self._unsent, None
+        self._loop.remove_writer(self._stream.fileno())
+        self._loop.add_reader(self._stream.fileno(), self._on_readable)
+        self._send(*unsent)
+
+
+def _refusal(serial: int, refused: Refused) -> bytes:
+    text = " ".join(refused.reason.split()).encode(errors="backslashreplace")
+    return REPLY.pack(-refused.errno, serial) + REFUSAL.pack(refused.status, refused.index) + text[:1024]
+
+
+def _close_all(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _pidfd_of(stream: socket.socket, pid: int) -> int | None:
+    """The process that connected; opened by number where the kernel does not hand it out, which its death can race."""
+    try:
+        return stream.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        pass
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

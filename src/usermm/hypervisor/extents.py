@@ -1,0 +1,105 @@
+"""An extent: the memory of one allocation, for one grantee in one mode, and who holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+from dataclasses import dataclass, field
+
+from usermm.hypervisor import locks
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+NAME = "usermm:grant"
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+_OWNER_ONLY = 0o600
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(slots=True)
+class UnmapNotification:
+    """What happens once the page is no longer mapped: a byte is cleared, an event is sent, or both."""
+
+    page: int
+    offset_bytes: int
+    actions: int
+    port: int
+
+
+@dataclass(slots=True)
+class Hold:
+    """One open file of the extent that a domain was given. `first` and `pages` count from the extent's start."""
+
+    handle: int
+    domid: int
+    first: int
+    pages: int
+    writable: bool
+    of_grantor: bool = False
+    notification: UnmapNotification | None = None
+
+
+@dataclass(slots=True)
+class Extent:
+    """`references` that are still granted: `live` of `count`; ended ones leave the grantor's table first."""
+
+    memfd: int
+    grantor: int
+    grantee: int
+    writable: bool
+    first_reference: int
+    count: int
+    live: int
+    watch: int
+    revoked: bool = False
+    is_slow: bool = False
+    charged: bool = True
+    holds: dict[int, Hold] = field(default_factory=dict)
+    grantor_notifications: dict[int, UnmapNotification] = field(default_factory=dict)
+
+    def page_of(self, reference: int) -> int:
+        """The page of this extent that `reference` names."""
+        return reference - self.first_reference
+
+    def open(self, handle: int, *, writable: bool) -> int:
+        """A descriptor for a domain: its own open file, with the lock that tells when it is gone."""
+        return locks.open_held(self.memfd, handle, writable=writable)
+
+    def clear_byte(self, page: int, offset_bytes: int) -> None:
+        """The unmap notification's; a page that was revoked or truncated has no byte to clear."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self.memfd, b"\0", page * PAGE_BYTES + offset_bytes)
+
+    def revoke(self, page: int, pages: int) -> None:
+        """Takes the pages from whoever maps them.
+
+        All of a read-only extent is truncated: its grantee gets SIGBUS. A writable extent cannot shrink, or its grantee
+        could shrink it: the pages become holes and read as zeros, as does a part of a read-only one.
+        """
+        if not self.writable and pages == self.count:
+            os.ftruncate(self.memfd, 0)
+            return
+        start, length = ctypes.c_int64(page * PAGE_BYTES), ctypes.c_int64(pages * PAGE_BYTES)
+        if _libc.fallocate(self.memfd, _KEEP_SIZE | _PUNCH_HOLE, start, length):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def memory(pages: int, *, writable: bool) -> int:
+    """A memfd for an extent. Raises OSError (EMFILE, ENFILE, ENOMEM).
+
+    Owned by the hypervisor and closed to everybody else, so that another user can reopen a read-only descriptor of it
+    through /proc no wider than it is. Sealed against growing, and where the grantee writes also against shrinking: a
+    truncation would take the memory from the grantor. No seal can be added later.
+    """
+    memfd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.fchmod(memfd, _OWNER_ONLY)
+        os.ftruncate(memfd, pages * PAGE_BYTES)
+        seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | (fcntl.F_SEAL_SHRINK if writable else 0)
+        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
+    except OSError:
+        os.close(memfd)
+        raise
+    return memfd
