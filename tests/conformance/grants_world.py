@@ -84,7 +84,14 @@ class DomainDriver(abc.ABC):
 
     @abc.abstractmethod
     def revoke(self, file: FileDriver, reference: int) -> None:
-        """Takes one page back that `file`, of gntalloc, granted."""
+        """Takes one page back that `file`, of gntalloc, granted and that is mapped here once."""
+
+    def settle(self) -> None:  # noqa: B027 - where nothing is under way
+        """Returns when what this domain did has been taken notice of everywhere."""
+
+    def has_ended(self, domid: int) -> bool:  # noqa: ARG002
+        """Whether the end of that domain has been taken notice of."""
+        return True
 
     @abc.abstractmethod
     def crash(self) -> None:

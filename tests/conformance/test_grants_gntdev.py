@@ -28,7 +28,7 @@ def test_map_gives_an_index_of_its_own(user: User) -> None:
 
 def test_map_checks_no_reference(world: World, user: User) -> None:
     """A bogus reference or a missing domain returns 0; the mmap fails with EINVAL."""
-    for reference in ((world.unused_domid, 8), (user.domain.domid, 0xFFFF_FFFF)):
+    for reference in ((world.unused_domid, 8), (user.domain.domid, 0xFFFF_FFFF), (0xFFFF_FFFF, 8)):
         index = user.map_grant_ref([reference])
         assert errno_of(user.mmap, index) == "EINVAL"
 

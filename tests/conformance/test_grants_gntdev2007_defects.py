@@ -79,8 +79,8 @@ def test_a_single_grant_is_copied_as_8_bytes(owner: Owner, user2007: User2007) -
 
 @pytest.mark.parametrize("count", [1, 2, 128])
 def test_a_failing_copy_is_efault_and_leaks_no_slot(user2007: User2007, count: int) -> None:
-    """When the references could not be read, the number of bytes left was returned, a positive number that programs took
-    for success, and the slots were gone until the file was closed. Also when only the last byte cannot be read."""
+    """When the references could not be read, the number of bytes left was returned, a positive number that programs
+    took for success, and the slots were gone until the file was closed. Also when only the last byte is missing."""
     short = user2007.domain.place(bytes(count * xen_gntdev.REFERENCE.size - 1), at_end=True)
     for _ in range(SLOTS + 1):
         assert errno_of(user2007.map_raw, count, user2007.domain.bad_address) == "EFAULT"
@@ -111,7 +111,7 @@ def test_unmap_checks_its_bounds(user2007: User2007, index: int, count: int) -> 
 
 @pytest.mark.parametrize("excess", [1 << 32, 1 << 33, 1 << 40])
 def test_the_page_count_is_not_truncated(owner: Owner, user2007: User2007, excess: int) -> None:
-    """The length of an mmap in pages was kept in 32 bits: 2**32 + 1 pages passed for one. ENXIO, and nothing is mapped."""
+    """The length of an mmap in pages was kept in 32 bits: 2**32 + 1 pages passed for one. Here nothing is mapped."""
     made, _ = owner.share(user2007.domain.domid, [b"", b""])
     slot = user2007.take(made.granted)
     for count in (excess, excess + 1, excess + 2):

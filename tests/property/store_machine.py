@@ -12,7 +12,8 @@ from support.stores import World
 from usermm.errors import DeviceError
 from usermm.grants.store import Store, Transaction
 from usermm.grants.store_watch import Watch
-from usermm.testing.grant_store import ModelDomain, ModelStore, ModelTransaction, ModelWatch
+from usermm.testing.grant_store import ModelStore
+from usermm.testing.grant_store_domain import ModelDomain, ModelTransaction, ModelWatch
 
 DOMIDS = (0, 5, 6, 9)
 CONTROL = 9
@@ -24,7 +25,8 @@ parts = st.sampled_from(["a", "b"])
 relative = st.lists(parts, min_size=1, max_size=3).map("/".join)
 roots = st.sampled_from(["/s", "/s", "/local/domain/5", "/local/domain/6", "/local/domain", "/names", "/"])
 absolute = st.builds(lambda root, rest: "/".join([root.rstrip("/"), *rest]) or "/", roots, st.lists(parts, max_size=2))
-anywhere = relative | absolute
+shared = st.sampled_from(["/s", "/s/a", "/s/b", "/s/a/a"])
+anywhere = relative | absolute | shared
 values = st.sampled_from([b"", b"1", b"2", b"x" * 64, b"x" * 65])
 entries = st.lists(st.tuples(domids, st.sampled_from("nrwb")), min_size=1, max_size=3)
 picks = st.integers(0, 5)
@@ -97,6 +99,28 @@ class StoreMachine(RuleBasedStateMachine):
             answers = self.both(domid, 0, lambda side: side.transaction())
             if isinstance(answers[0], Transaction):
                 self.transactions[domid].append(answers)
+
+    @rule(domid=domids, other=domids, path=shared, name=parts, commit=st.booleans())
+    def look_while_another_changes(self, domid: int, other: int, path: str, name: str, commit: bool) -> None:
+        """What chance brings together too rarely: a transaction that has looked, and a change to what it saw."""
+        self.start(domid)
+        if self.transactions.get(domid):
+            newest = len(self.transactions[domid])
+            self.both(domid, newest, lambda nodes: nodes.list(path))
+            self.both(domid, newest, lambda nodes: nodes.write("/s/seen", b""))
+            self.both(other, 0, lambda nodes: nodes.mkdir(f"{path}/{name}"))
+            self.end(domid, newest - 1, commit)
+
+    @rule(owner=domids, domid=domids, access=st.sampled_from("rwb"), path=shared)
+    def let_in_and_come_again(self, owner: int, domid: int, access: str, path: str) -> None:
+        """Who is let in by name goes, and somebody else comes under its number."""
+        self.both(owner, 0, lambda nodes: nodes.mkdir(path))
+        self.both(owner, 0, lambda nodes: nodes.set_permissions(path, (owner, "n"), (domid, access)))
+        self.both(domid, 0, lambda nodes: nodes.read(path))
+        if domid in self.sides and len(self.sides) > 1:
+            self.leave(domid)
+            self.arrive(domid)
+        self.both(domid, 0, lambda nodes: nodes.read(path))
 
     @rule(domid=domids, pick=picks, commit=st.booleans())
     def end(self, domid: int, pick: int, commit: bool) -> None:

@@ -24,13 +24,17 @@ def without_names(self: Any, path: str, fact: int) -> None:
         self._lose()
 
 
+def always_exact(self: Any, path: str, **_: bool) -> None:
+    self._announced[path] = True
+
+
 MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "no transaction is ever lost": (Transaction, "learn", lambda *_: None),
     "a changed list of names loses nothing": (Transaction, "learn", without_names),
     "owners that go are forgotten": (Presence, "known", lambda self, domid, _: domid == 0 or domid in self._arrivals),
     "watches hear of what they may not read": (service.Store, "_may_hear", lambda *_: True),
     "quotas are not looked at": (operations, "_check_quota", lambda *_: None),
-    "only the very path hears": (Tree, "announce", lambda self, path, exact=False: self._announced.update({path: True})),
+    "only the very path hears": (Tree, "announce", always_exact),
 }
 
 

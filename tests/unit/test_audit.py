@@ -63,6 +63,7 @@ def test_the_last_thousand_are_remembered() -> None:
     assert [record["number"] for record in audit.last()] == list(range(200, 1200))
     assert [record["number"] for record in audit.last(2)] == [1198, 1199]
     assert audit.last(0) == []
+    assert len(audit.last(5000)) == 1000
     audit.close()
     assert audit.dropped == 0
 

@@ -182,6 +182,8 @@ def test_what_is_no_socket_is_kept(path: str, kind: str, tmp_path: Path) -> None
         os.symlink(tmp_path / "other", path)
     with pytest.raises(UsermmError, match="it is no socket and is kept: give another path"):
         Listener(path, locked=True)
+    with pytest.raises(UsermmError, match="it is no socket and is kept"):
+        listener.make_directory(path)
     assert os.path.lexists(path)
 
 
@@ -248,6 +250,7 @@ if made.fileno() != 3:
     made.detach()
 else:
     made.detach()
+os.set_inheritable(3, True)
 from usermm.errors import UsermmError
 from usermm.hypervisor import service
 try:

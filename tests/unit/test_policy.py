@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,12 @@ import pytest
 
 from usermm.errors import ArgumentError
 from usermm.hypercalls.wire import DOMID_FIRST_RESERVED
+from usermm.hypervisor import policy_file, quotas
 from usermm.hypervisor.policy import Admission, Policy, PolicyError, PolicyRefused
 from usermm.hypervisor.policy_file import Rules, read
 from usermm.hypervisor.quotas import Quotas
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "hypervisor.md"
 HYPERVISOR, ALICE, BOB = 900, 1001, 1002
 GROUP = 7000
 
@@ -178,8 +181,8 @@ status = true
 def test_a_fixed_domain_is_its_users_however_he_asks(
     load: Callable[..., Policy], wanted: tuple[int | None, str | None]
 ) -> None:
-    quotas = Quotas(max_memkb=4096, max_event_channels=7)
-    assert House(load(FIXED)).connect(ALICE, *wanted) == Admission(5, "database", True, quotas)
+    expected = Quotas(max_memkb=4096, max_event_channels=7)
+    assert House(load(FIXED)).connect(ALICE, *wanted) == Admission(5, "database", True, expected)
 
 
 def test_a_fixed_domain_is_nobody_elses(load: Callable[..., Policy]) -> None:
@@ -358,6 +361,27 @@ def test_what_is_no_policy_at_all(tmp_path: Path) -> None:
         Policy.load(tmp_path)
     with pytest.raises(PolicyError, match="null"):
         Policy.load("a\0b")
+
+
+def test_the_documented_example_is_a_policy(load: Callable[..., Policy]) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    house = House(load(example.replace('group = "users"', f"group = {GROUP}")))  # not every system has that group
+    refused(errno.EACCES, lambda: house.connect(BOB, gid=1), "does not admit")
+    assert house.connect(ALICE, 150).quotas == Quotas(max_memkb=262144)
+    assert house.connect(0).name == "database"
+    assert house.policy.may_grant(Someone(5, 0, 0), 6)
+    assert not house.policy.may_grant(Someone(150), 6)
+
+
+def test_every_key_and_every_range_is_documented() -> None:
+    text = DOCUMENT.read_text()
+    for key in (*policy_file._TOP_KEYS, *policy_file._DOMAIN_KEYS, *policy_file._RULE_KEYS):
+        assert re.search(rf"`{key}`|\[{key}\]", text), key
+    for name, (least, most) in quotas._RANGES.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (\d+) \| ([^|]+) \| (.*) \|$", text, re.MULTILINE)
+        assert int(row[0]) == getattr(Quotas(), name)
+        assert int(row[1].replace("2^40", str(2**40))) == most
+        assert least == 0 or f"at least {least}" in row[2]
 
 
 def test_a_file_that_everybody_may_write_is_no_policy(tmp_path: Path) -> None:

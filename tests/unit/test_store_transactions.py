@@ -195,6 +195,17 @@ def test_it_touches_no_more_than_it_may(store: Store) -> None:
     transaction.commit()
 
 
+def test_a_call_that_has_not_room_enough_is_not_done_by_half(store: Store) -> None:
+    transaction = store.transaction()
+    for number in range(1020):  # with the home 1021 paths: "x", "x/a" and "x/a/b" would still go in
+        transaction.exists(f"missing{number}")
+    with refused(errno.EDQUOT):
+        transaction.write("x/a/b/c", b"")
+    assert not transaction.exists("x")
+    transaction.commit()
+    assert not store.exists("x")
+
+
 def test_a_removal_that_is_too_large_for_one_changes_nothing(here: World) -> None:
     store = here.arrive(5, quota_entries=2000)
     for number in range(1100):
@@ -206,7 +217,7 @@ def test_a_removal_that_is_too_large_for_one_changes_nothing(here: World) -> Non
     store.remove("d")
 
 
-def test_an_owner_that_goes_takes_it_along(here: World, store: Store) -> None:
+def test_an_owner_that_goes_takes_it_along(here: World) -> None:
     """Nothing may be made for a number that another domain will have."""
     control, _ = here.arrive(0), here.arrive(6)
     transaction = control.transaction()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from collections.abc import Iterator
 
 import pytest
@@ -161,6 +162,17 @@ def test_unwatch_and_a_domain_that_goes_end_it(here: World, store: Store) -> Non
     second.close()
 
 
+def test_its_end_is_seen_although_a_forked_child_has_a_copy(here: World, store: Store) -> None:
+    """A program that embeds a hypervisor may fork: its child keeps the descriptors that were open then."""
+    with watched(store, "d") as watch:
+        (ours,) = here.store._parts.watches._by_domain[5].values()
+        copy = os.dup(ours.stream.fileno())
+        here.leave(5)
+        assert select.select([watch], [], [], 0)[0]
+        assert os.read(watch.fileno(), 10) == b""
+        os.close(copy)
+
+
 # Those who do not read
 
 
@@ -218,7 +230,7 @@ def test_a_watch_that_is_closed_while_it_is_full(here: World, store: Store) -> N
     assert here.store.status()["domains"][5]["watches"] == 0
 
 
-def test_a_domain_cannot_fill_our_memory_by_its_end(here: World, store: Store) -> None:
+def test_a_domain_cannot_fill_our_memory_by_its_end(store: Store) -> None:
     with watched(store, "d") as watch, pytest.raises(BrokenPipeError):
         os.write(watch.fileno(), b"x")
 

@@ -166,6 +166,7 @@ class Domain:
         self._opened.clear()
         if self._session is not None and not self._session.closed:
             self._watching.settle()
+            self._foreign.close()
             self._session.close()
             self._watching.close()
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from usermm.errors import grant_refused
+from usermm.errors import DeviceError, grant_refused
+from usermm.grants.attachments import Attachments
 from usermm.grants.files import PAGE_BYTES
+from usermm.grants.pools import GranteePool
 from usermm.grants.session import Refusal, Session
 from usermm.grants.watching import WatchedMemory, Watching
 from usermm.hypercalls import grants as layouts
+from usermm.hypercalls.pools import POOL_UNMAPPED, page_of
 from usermm.hypercalls.wire import Operation
 
 Reference = tuple[int, int]
@@ -30,9 +34,15 @@ class Segment(NamedTuple):
 
 
 class ForeignMemory(WatchedMemory):
-    """Mapped grants. `handles` name them to the hypervisor; each is (handle, pages), in the order of the pages."""
+    """Mapped grants. `handles` name them to the hypervisor; each is (handle, pages), in the order of the pages.
+
+    A single page can be of a pool: then its handle is the whole pool's.
+    """
 
     handles: tuple[tuple[int, int], ...] = ()
+    _pool: GranteePool | None = None
+    _pool_page = 0
+    _is_notified = False
     is_isolated = False
     """Whether neither side can reach the other's memory by other means: see Domain.is_isolated_from."""
     _session: Session | None = None
@@ -40,6 +50,11 @@ class ForeignMemory(WatchedMemory):
     def notify_on_unmap(self, page: int, offset_bytes: int, actions: int, port: int) -> None:
         """Sets, or with `actions` 0 takes back, what the hypervisor does once the page's mapping is gone."""
         assert self._session is not None
+        self._is_notified = True
+        if self._pool is not None:
+            payload = layouts.GRANTEE_NOTIFY.pack(self._pool.handle, self._pool_page, offset_bytes, actions, port)
+            self._session.call(Operation.GRANTEE_NOTIFY, payload)
+            return
         for handle, pages in self.handles:
             if page < pages:
                 payload = layouts.GRANTEE_NOTIFY.pack(handle, page, offset_bytes, actions, port)
@@ -48,10 +63,20 @@ class ForeignMemory(WatchedMemory):
             page -= pages
         raise AssertionError("a page outside the mapping")
 
-    def _let_go(self) -> None:
-        if self._session is not None:
-            handles = b"".join(layouts.HANDLE.pack(handle) for handle, _ in self.handles)
-            self._session.tell(Operation.UNMAPPED, handles)
+    def _let_go(self, *, wait: bool) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.release(self._pool_page)
+        if self._session is None or (pool is not None and not self._is_notified):
+            return
+        operation, payload = Operation.UNMAPPED, b"".join(layouts.HANDLE.pack(handle) for handle, _ in self.handles)
+        if pool is not None:
+            operation, payload = Operation.POOL_UNMAPPED, POOL_UNMAPPED.pack(pool.handle, self._pool_page)
+        if wait and self._is_notified:
+            with contextlib.suppress(DeviceError):  # it is unmapped; who is gone does not carry out notifications
+                self._session.call(operation, payload)
+        else:
+            self._session.tell(operation, payload)
 
 
 Kind = TypeVar("Kind", bound=ForeignMemory)
@@ -63,10 +88,20 @@ class Foreign:
     def __init__(self, session: Session, watching: Watching) -> None:
         self._session = session
         self._watching = watching
+        self._attachments = Attachments()
+
+    def close(self) -> None:
+        """The domain ends: nothing more is mapped."""
+        self._attachments.close()
 
     def map(self, references: Sequence[Reference], *, writable: bool, kind: type[Kind]) -> Kind:
         """All of them side by side, in this order, or none. Raises Refusal, LimitError (ENOMEM, EMFILE)."""
-        segments = self.open(references, writable=writable)
+        segments: list[Segment] = []
+        if len(references) == 1:
+            pool, segments = self._look_up(*references[0], writable=writable)
+            if pool is not None:
+                return self._map_pooled(pool, page_of(references[0][1]), writable=writable, kind=kind)
+        segments = segments or self.open(references, writable=writable)
         try:
             runs = [(part.descriptor, part.page * PAGE_BYTES, part.pages * PAGE_BYTES) for part in segments]
             # Private, so that a userfaultfd can watch it; a private mapping that is only read stays the file's page.
@@ -82,6 +117,44 @@ class Foreign:
         memory.watch(self._watching, inodes)
         return memory
 
+    def _look_up(self, domid: int, reference: int, *, writable: bool) -> tuple[GranteePool | None, list[Segment]]:
+        """The pool that has the page, which is marked as mapped then; or what the hypervisor gave, if it gave
+        something."""
+        pool = self._attachments.find(domid, reference)
+        segments: list[Segment] = []
+        if pool is not None:
+            self._session.check()
+        else:
+            pool, segments = self._attach(domid, reference, writable=writable)
+        if pool is None or (writable and not pool.writable):
+            return None, segments
+        if pool.hold(reference):
+            return pool, []
+        self._attachments.forget(domid, reference)  # ended, or its grantor is gone and the number is another's now
+        return None, []
+
+    def _attach(self, domid: int, reference: int, *, writable: bool) -> tuple[GranteePool | None, list[Segment]]:
+        answer, descriptors = self._request([(domid, reference, 1)], writable, layouts.MAP_ATTACH, 0)
+        handle, _, _, bits = layouts.SEGMENT.unpack_from(answer, layouts.MAPPED.size)
+        if not bits & layouts.ATTACHED:
+            return None, _segments(answer, descriptors)
+        isolated = bool(bits & layouts.ISOLATED)
+        pool = GranteePool(handle, descriptors, writable=bool(bits & layouts.WRITABLE), is_isolated=isolated)
+        return self._attachments.add(domid, reference, pool), []
+
+    def _map_pooled(self, pool: GranteePool, page: int, *, writable: bool, kind: type[Kind]) -> Kind:
+        try:
+            run = pool.descriptor, page * PAGE_BYTES, PAGE_BYTES
+            memory = kind([run], writable=writable, shared=writable, inherit=False)
+        except BaseException:
+            pool.release(page)
+            raise
+        memory._session, memory._pool, memory._pool_page = self._session, pool, page
+        memory.handles = ((pool.handle, 1),)
+        memory.is_isolated = pool.is_isolated
+        memory.watch(self._watching, pool.inodes)
+        return memory
+
     def open(self, references: Sequence[Reference], *, writable: bool) -> list[Segment]:
         """Descriptors for the pages, to be closed by the caller: all or none. Raises Refusal."""
         runs = list(_runs(references))
@@ -89,7 +162,7 @@ class Foreign:
         done = 0
         try:
             while runs:
-                part = self._ask(runs[: layouts.MOST_RUNS], writable, done)
+                part = _segments(*self._request(runs[: layouts.MOST_RUNS], writable, 0, done))
                 found += part
                 pages = sum(segment.pages for segment in part)
                 done += pages
@@ -99,19 +172,16 @@ class Foreign:
             raise
         return found
 
-    def _ask(self, runs: list[tuple[int, int, int]], writable: bool, done: int) -> list[Segment]:
-        flags = layouts.MAP_WRITABLE if writable else 0
+    def _request(
+        self, runs: list[tuple[int, int, int]], writable: bool, flags: int, done: int
+    ) -> tuple[bytes, list[int]]:
+        flags |= layouts.MAP_WRITABLE if writable else 0
         payload = layouts.MAP.pack(flags, 0, len(runs)) + b"".join(layouts.RUN.pack(*run) for run in runs)
         try:
-            answer, descriptors = self._session.request(Operation.MAP, payload)
+            return self._session.request(Operation.MAP, payload)
         except Refusal as refusal:
             refusal.index += done
             raise
-        parts = layouts.SEGMENT.iter_unpack(answer[layouts.MAPPED.size :])
-        return [
-            Segment(handle, descriptor, page, pages, bool(bits & layouts.WRITABLE), bool(bits & layouts.ISOLATED))
-            for descriptor, (handle, page, pages, bits) in zip(descriptors, parts, strict=True)
-        ]
 
     def check_notification(self, offset_bytes: int, actions: int, port: int, call: str) -> None:
         """Raises BadReferenceError (EINVAL) in the name of `call` for what no mapping could be notified of."""
@@ -127,6 +197,14 @@ class Foreign:
         if segments:
             handles = b"".join(layouts.HANDLE.pack(part.handle) for part in segments)
             self._session.tell(Operation.UNMAPPED, handles)
+
+
+def _segments(answer: bytes, descriptors: list[int]) -> list[Segment]:
+    parts = layouts.SEGMENT.iter_unpack(answer[layouts.MAPPED.size :])
+    return [
+        Segment(handle, descriptor, page, pages, bool(bits & layouts.WRITABLE), bool(bits & layouts.ISOLATED))
+        for descriptor, (handle, page, pages, bits) in zip(descriptors, parts, strict=True)
+    ]
 
 
 def _close(segments: Iterable[Segment]) -> None:

@@ -33,8 +33,9 @@ class Allocation(GrantedPages):
     def revoke(self) -> None:
         """Takes all pages back, whoever maps them; this domain keeps what is in them at the same address.
 
-        The grantee of read-only pages gets SIGBUS when it touches them, that of writable ones reads zeros; nobody maps
-        them again. What other threads write during the call can be lost. May be called again.
+        Nobody maps them again. Who has them mapped reads zeros, or gets SIGBUS when they are several read-only pages
+        (Memory.read raises OSError EFAULT instead). What other threads write during the call can be lost. May be called
+        again.
         Raises HypervisorGoneError: nothing was taken back.
         """
         if self._device is not None and self.references:
@@ -42,8 +43,10 @@ class Allocation(GrantedPages):
 
     def close(self) -> None:
         """Unmaps and deallocates: what the other domain has mapped stays there. BufferError while a view is left."""
-        if not self.closed:
-            super().close()
+        super().close()
+
+    def _close(self, *, wait: bool) -> None:
+        super()._close(wait=wait)
         device, self._device = self._device, None
         if device is not None:
             device._forget(self)

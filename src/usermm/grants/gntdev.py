@@ -32,6 +32,9 @@ class Mapping(MappedGrants):
     def close(self) -> None:
         """Unmaps it and forgets its references. BufferError while a view of it is left. May be called again."""
         super().close()
+
+    def _close(self, *, wait: bool) -> None:
+        super()._close(wait=wait)
         device, self._device = self._device, None
         if device is not None:
             device._forget(self)

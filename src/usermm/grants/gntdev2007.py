@@ -29,7 +29,7 @@ MOST_FILES = 128
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _open_files: weakref.WeakKeyDictionary[Foreign, weakref.WeakSet[LocalGntdev2007]] = weakref.WeakKeyDictionary()
-_opening = threading.Lock()
+_opening = threading.RLock()  # as the files' own
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +63,7 @@ class LocalGntdev2007:
         with _opening:
             files = _open_files.setdefault(foreign, weakref.WeakSet())
             if len(files) >= MOST_FILES:
-                raise grant_refused(errno.EMFILE, f"gntdev: open: {MOST_FILES} files are open in this domain: close one")
+                raise grant_refused(errno.EMFILE, f"gntdev: open: this domain has {MOST_FILES} files open: close one")
             files.add(self)
 
     def ioctl(self, request: int, argument: bytearray | memoryview) -> int:

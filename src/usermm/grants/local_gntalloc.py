@@ -6,6 +6,7 @@ deallocated and the last of its pages is unmapped here; what the other domain ha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap as _mmap
 import os
@@ -16,9 +17,12 @@ from dataclasses import dataclass, field
 
 from usermm.errors import ArgumentError, DeviceError, grant_refused
 from usermm.grants.files import PAGE_BYTES
+from usermm.grants.grantor_pools import GrantorPools
+from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
 from usermm.grants.watching import WatchedMemory, Watching
 from usermm.hypercalls import grants as layouts
+from usermm.hypercalls.pools import page_of
 from usermm.hypercalls.wire import Operation
 from usermm.uapi import xen_gntalloc as abi
 
@@ -57,6 +61,9 @@ class _Allocated:
     is_isolated: bool
     users: list[int] = field(default_factory=list)
     removed: int = 0
+    pool: GrantorPool | None = None
+    is_notified: bool = False
+    is_revoked: bool = False
 
 
 class GrantedPages(WatchedMemory):
@@ -67,7 +74,7 @@ class GrantedPages(WatchedMemory):
     _file: LocalGntalloc | None = None
     _parts: tuple[tuple[_Allocated, int, int], ...] = ()
 
-    def _let_go(self) -> None:
+    def _let_go(self, *, wait: bool) -> None:  # noqa: ARG002 - a release is only told
         if self._file is not None:
             for allocated, page, pages in self._parts:
                 self._file._drop(allocated, page, pages)
@@ -83,6 +90,7 @@ class LocalGntalloc:
         self._lock = threading.RLock()
         self._pages: dict[int, _Allocated] = {}
         self._next_page = 0
+        self._pools = GrantorPools(session)
         self._closed = False
         self._calls = {
             abi.ALLOC_GREF: self._alloc_gref,
@@ -114,24 +122,17 @@ class LocalGntalloc:
         call = f"gntalloc: mmap({length} bytes at {offset:#x})"
         if not flags & _mmap.MAP_SHARED or length <= 0 or length % PAGE_BYTES:
             raise grant_refused(errno.EINVAL, f"{call}: map whole pages with MAP_SHARED")
-        with self._lock:
+        with self._lock, contextlib.ExitStack() as unneeded:
             parts = tuple(self._find(offset, length // PAGE_BYTES, errno.ENOENT, call))
-            runs, descriptors = [], []
             try:
-                for part in parts:
-                    descriptor, page = self._open(*part)
-                    descriptors.append(descriptor)
-                    runs.append((descriptor, page * PAGE_BYTES, part[2] * PAGE_BYTES))
+                runs = [self._run(unneeded, *part) for part in parts]
                 memory = kind(runs, writable=bool(prot & _mmap.PROT_WRITE), shared=True, inherit=True)
-                inodes = frozenset(os.fstat(descriptor).st_ino for descriptor in descriptors)
+                inodes = frozenset(os.fstat(descriptor).st_ino for descriptor, _, _ in runs)
             except DeviceError:
                 raise
             except OSError as error:
                 text = f"{call}: {error.strerror}: unmap or close something"
                 raise grant_refused(error.errno or errno.ENOMEM, text) from None
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
             for allocated, page, pages in parts:
                 for at in range(page, page + pages):
                     allocated.users[at] += 1
@@ -146,8 +147,12 @@ class LocalGntalloc:
         `memory` maps them here, from its page `page` on: it keeps the content. Raises BadReferenceError.
         """
         self._check_open("revoke")
+        self._session.check()
         memory.keep(page * PAGE_BYTES, count * PAGE_BYTES)
         self._session.call(Operation.REVOKE, layouts.RANGE.pack(reference, count, 0))
+        for allocated, _, _ in memory._parts:
+            if allocated.pool is not None:  # then it is one page
+                allocated.is_revoked = True
 
     def fileno(self) -> int:
         """A gntalloc file has nothing to poll."""
@@ -165,6 +170,7 @@ class LocalGntalloc:
             for allocated in list(dict.fromkeys(self._pages.values())):
                 for page in list(_left(allocated, self._pages)):
                     self._remove(allocated, *page)
+            self._pools.close()
 
     def _check_open(self, call: str) -> None:
         if self._closed:
@@ -179,21 +185,31 @@ class LocalGntalloc:
         if len(room) < count * abi.REFERENCE.size:
             raise grant_refused(errno.EFAULT, f"{call}: only {len(room)} bytes for references came")
         self._limit.take(count, call)
-        wanted = layouts.ALLOCATE_WANT_DESCRIPTOR | (layouts.ALLOCATE_WRITABLE if flags & abi.WRITABLE else 0)
         try:
-            answer, descriptors = self._session.call(Operation.ALLOCATE, layouts.ALLOCATE.pack(domid, wanted, count))
+            with self._lock:
+                allocated = self._allocate(domid, bool(flags & abi.WRITABLE), count)
         except BaseException:
             self._limit.give_back(count)
             raise
-        first, bits = layouts.ALLOCATED.unpack(answer)
-        with self._lock:
-            page = self._next_page
-            self._next_page += count
+        first, page = allocated.first_reference, allocated.first_page
+        abi.ALLOC.pack_into(argument, 0, domid, flags, count, page * PAGE_BYTES)
+        room[: count * abi.REFERENCE.size] = memoryview(array("I", range(first, first + count))).cast("B")
+
+    def _allocate(self, domid: int, writable: bool, count: int) -> _Allocated:
+        page = self._next_page
+        granted = self._pools.grant(domid, writable) if count == 1 else None
+        if granted is not None:
+            pool, reference = granted
+            allocated = _Allocated(page, reference, 1, None, pool.is_isolated, [1], pool=pool)
+        else:
+            wanted = layouts.ALLOCATE_WANT_DESCRIPTOR | (layouts.ALLOCATE_WRITABLE if writable else 0)
+            answer, descriptors = self._session.call(Operation.ALLOCATE, layouts.ALLOCATE.pack(domid, wanted, count))
+            first, bits = layouts.ALLOCATED.unpack(answer)
             isolated = bool(bits & layouts.ISOLATED)
             allocated = _Allocated(page, first, count, descriptors[0], isolated, [1] * count)
-            self._pages.update(dict.fromkeys(range(page, page + count), allocated))
-        abi.ALLOC.pack_into(argument, 0, domid, flags, count, page * PAGE_BYTES)
-        memoryview(room).cast("B")[: count * 4] = memoryview(array("I", range(first, first + count))).cast("B")
+        self._next_page += count
+        self._pages.update(dict.fromkeys(range(page, page + count), allocated))
+        return allocated
 
     def _dealloc_gref(self, argument: bytearray | memoryview) -> None:
         index, count = abi.DEALLOC.unpack_from(argument)
@@ -213,6 +229,7 @@ class LocalGntalloc:
             reference = allocated.first_reference + page
             payload = layouts.GRANTOR_NOTIFY.pack(reference, index % PAGE_BYTES, actions, port)
             self._session.call(Operation.GRANTOR_NOTIFY, payload)
+            allocated.is_notified = True
 
     def _find(self, index: int, count: int, missing: int, call: str) -> Iterator[tuple[_Allocated, int, int]]:
         """(allocation, its page, pages) for `count` pages from `index`, or the errno `missing`."""
@@ -226,14 +243,20 @@ class LocalGntalloc:
             yield allocated, page - allocated.first_page, pages
             page += pages
 
-    def _open(self, allocated: _Allocated, page: int, pages: int) -> tuple[int, int]:
-        """A descriptor of the allocation, to be closed, and the page of its file."""
+    def _run(
+        self, unneeded: contextlib.ExitStack, allocated: _Allocated, page: int, pages: int
+    ) -> tuple[int, int, int]:
+        """What to map for pages of an allocation; `unneeded` closes what is not needed once it is."""
+        if allocated.pool is not None:
+            at = page_of(allocated.first_reference)
+            return allocated.pool.descriptor, at * PAGE_BYTES, PAGE_BYTES
         descriptor, allocated.descriptor = allocated.descriptor, None
-        if descriptor is not None:
-            return descriptor, page
-        asked = layouts.RANGE.pack(allocated.first_reference + page, pages, 0)
-        answer, descriptors = self._session.call(Operation.OPEN_OWN, asked)
-        return descriptors[0], layouts.OPENED.unpack(answer)[0]
+        if descriptor is None:
+            asked = layouts.RANGE.pack(allocated.first_reference + page, pages, 0)
+            answer, (descriptor,) = self._session.call(Operation.OPEN_OWN, asked)
+            (page,) = layouts.OPENED.unpack(answer)
+        unneeded.callback(os.close, descriptor)
+        return descriptor, page * PAGE_BYTES, pages * PAGE_BYTES
 
     def _remove(self, allocated: _Allocated, page: int, pages: int) -> None:
         first = allocated.first_page + page
@@ -261,7 +284,11 @@ class LocalGntalloc:
 
     def _release(self, allocated: _Allocated, page: int, pages: int) -> None:
         self._limit.give_back(pages)
-        self._session.tell(Operation.RELEASE, layouts.RANGE.pack(allocated.first_reference + page, pages, 0))
+        pool = allocated.pool
+        if pool is None or allocated.is_notified:
+            self._session.tell(Operation.RELEASE, layouts.RANGE.pack(allocated.first_reference + page, pages, 0))
+        if pool is not None:
+            self._pools.end(pool, allocated.first_reference, is_revoked=allocated.is_revoked)
 
 
 

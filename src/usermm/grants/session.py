@@ -71,6 +71,19 @@ class Session:
             raise _refusal(status, answer)
         return answer, descriptors
 
+    def check(self) -> None:
+        """What needs no request fails as one would: HypervisorGoneError once it ended, ForkedError in a child."""
+        if os.getpid() != self._owner:
+            raise ForkedError(errno.ECHILD, "the domain is the parent's: open one in this child")
+        try:
+            if self._stream.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                return
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise self._gone(error) from None
+        raise self._gone(None)
+
     def tell(self, operation: Operation, payload: bytes) -> None:
         """Sends a request that has no reply. Never waits for another thread and never fails: finalizers call it.
 

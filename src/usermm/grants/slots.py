@@ -1,6 +1,6 @@
 """The slot table of a gntdev file of 2007: which of its 128 slots are taken, by what, and whether they are mapped.
 
-Only bookkeeping: it maps nothing and asks nobody. Every method either does all that it says or raises and changes nothing.
+Only bookkeeping: it maps nothing and asks nobody. Every method does all that it says, or raises and changes nothing.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Slots:
         (EINVAL) unless all are NOT_YET_MAPPED.
         """
         if count <= 0 or first < 0 or first + count > SLOTS_2007:
-            raise grant_refused(errno.ENXIO, f"{call}: {count} pages from slot {first} on: a file has {SLOTS_2007} slots")
+            raise grant_refused(errno.ENXIO, f"{call}: {count} pages from slot {first} on: the file has {SLOTS_2007}")
         covered = self._slots[first : first + count]
         for number, slot in enumerate(covered, first):
             if slot.state is not State.NOT_YET_MAPPED:

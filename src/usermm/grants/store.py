@@ -17,12 +17,12 @@ from usermm.errors import (
     ClosedError,
     ConflictError,
     DeviceError,
-    grant_refused,
 )
+from usermm.grants.store_arguments import checked_domid, given_permissions, path_bytes, utf8, value_bytes
 from usermm.grants.store_watch import Watch
 from usermm.hypercalls import store as layout
 from usermm.hypercalls.store import Permission, Type
-from usermm.hypercalls.wire import DOMID_FIRST_RESERVED, Operation
+from usermm.hypercalls.wire import Operation
 
 _LISTING_TRIES = 16
 _SHORTEST_PAUSE_S = 0.0001
@@ -63,7 +63,7 @@ class Nodes:
         Raises QuotaError (ENOSPC): the owner has as many nodes as it may have; GrantError (E2BIG): the value is longer
         than `quota_maxsize`.
         """
-        self._call(Type.WRITE, path, _value_bytes(value))
+        self._call(Type.WRITE, path, value_bytes(value))
 
     def mkdir(self, path: str) -> None:
         """Makes an empty node where there is none. Raises QuotaError (ENOSPC)."""
@@ -105,7 +105,7 @@ class Nodes:
         Raises PermissionDeniedError (EACCES): not its owner; (EPERM): it cannot be given away; BadReferenceError
         (ENOENT): a domain that is not there; QuotaError (EDQUOT): too many, (ENOSPC): the new owner has too many nodes.
         """
-        self._call(Type.SET_PERMS, path, layout.pack_permissions(_permissions(permissions)))
+        self._call(Type.SET_PERMS, path, layout.pack_permissions(given_permissions(permissions)))
 
     def _list_once(self, path: str) -> Iterable[str] | None:
         names: list[str] = []
@@ -121,7 +121,7 @@ class Nodes:
                 return names
 
     def _call(self, kind: Type, path: str, rest: bytes = b"") -> bytes:
-        return self._send(kind, _path_bytes(kind, path) + b"\0" + rest)
+        return self._send(kind, path_bytes(kind, path) + b"\0" + rest)
 
     def _send(self, kind: Type, data: bytes) -> bytes:
         return _send(self._session, kind, self._number, data)
@@ -211,17 +211,17 @@ class Store(Nodes):
         """
         if not isinstance(token, str):
             raise ArgumentTypeError(f"watch: token must be a str, not {type(token).__name__}")
-        payload = _path_bytes(Type.WATCH, path) + b"\0" + _utf8("watch", token)
+        payload = path_bytes(Type.WATCH, path) + b"\0" + utf8("watch", token)
         _, (descriptor,) = self._session.call(Operation.WATCH, payload)
         return Watch(descriptor, path, token, lambda: self.is_introduced(0))
 
     def domain_path(self, domid: int) -> str:
         """The home of a domain, which need not be there: "/local/domain/5"."""
-        return self._send(Type.GET_DOMAIN_PATH, layout.DOMAIN.pack(_domid(domid))).decode()
+        return self._send(Type.GET_DOMAIN_PATH, layout.DOMAIN.pack(checked_domid(domid))).decode()
 
     def is_introduced(self, domid: int) -> bool:
         """Whether there is such a domain."""
-        return self._send(Type.IS_DOMAIN_INTRODUCED, layout.DOMAIN.pack(_domid(domid))) == b"T\0"
+        return self._send(Type.IS_DOMAIN_INTRODUCED, layout.DOMAIN.pack(checked_domid(domid))) == b"T\0"
 
 
 def _send(session: Caller, kind: Type, transaction: int, data: bytes) -> bytes:
@@ -230,48 +230,3 @@ def _send(session: Caller, kind: Type, transaction: int, data: bytes) -> bytes:
 
 def _payload(kind: Type, transaction: int, data: bytes) -> bytes:
     return layout.HEADER.pack(kind, 0, transaction) + data
-
-
-def _path_bytes(kind: Type, path: str) -> bytes:
-    """What would not be a path at the other end, or end too early there, is refused here in the same way."""
-    if not isinstance(path, str):
-        raise ArgumentTypeError(f"{kind.name.lower()}: path must be a str, not {type(path).__name__}")
-    if not path.isascii() or "\0" in path or len(path) > layout.LONGEST_ABSOLUTE_BYTES:
-        reason = "this is no path: use letters, digits and -_@ between single slashes"
-        raise grant_refused(errno.EINVAL, f"{kind.name.lower()}({path[:64]!r}): {reason}")
-    return path.encode()
-
-
-def _value_bytes(value: bytes | bytearray | memoryview | str) -> bytes:
-    if isinstance(value, str):
-        return _utf8("write", value)
-    try:
-        return memoryview(value).tobytes()
-    except (TypeError, BufferError) as error:
-        raise ArgumentTypeError(f"write: value must be bytes or a str: {error}") from None
-
-
-def _utf8(call: str, text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise ArgumentError(f"{call}: the text has no UTF-8: {error}: pass bytes") from None
-
-
-def _permissions(given: Iterable[tuple[int, str]]) -> tuple[Permission, ...]:
-    wanted = tuple(Permission(*entry) for entry in given)
-    if not wanted:
-        raise ArgumentError("set_permissions: give the owner's entry first: (domid, what everybody else may)")
-    for domid, access in wanted:
-        if access not in (*layout.ACCESS_LETTERS,):
-            raise ArgumentError(f"set_permissions: {access!r} is not one of n, r, w and b")
-        _domid(domid)
-    return wanted
-
-
-def _domid(domid: int) -> int:
-    if not isinstance(domid, int):
-        raise ArgumentTypeError(f"domid must be an int, not {type(domid).__name__}")
-    if not 0 <= domid < DOMID_FIRST_RESERVED:
-        raise ArgumentError(f"domid must be in 0..{DOMID_FIRST_RESERVED - 1}, not {domid}")
-    return domid

@@ -104,6 +104,9 @@ class WatchedMemory(Memory):
 
     def close(self) -> None:
         """Unmaps it. Raises BufferError while somebody has a buffer of it. May be called again."""
+        self._close(wait=True)
+
+    def _close(self, *, wait: bool) -> None:
         if self.closed:
             return
         if self.exports:
@@ -118,7 +121,7 @@ class WatchedMemory(Memory):
         else:
             return
         self._unwatch(still_mapped=False)
-        self._let_go()
+        self._let_go(wait=wait)
 
     def keep(self, offset: int, length: int) -> None:
         """From here on these bytes are this process's own, at the same address; nobody else's memory any more."""
@@ -126,10 +129,10 @@ class WatchedMemory(Memory):
         self.detach(offset, length)
 
     def __del__(self) -> None:
-        self.close()
+        self._close(wait=False)
 
-    def _let_go(self) -> None:
-        """For subclasses: it is unmapped, by close() or by somebody else."""
+    def _let_go(self, *, wait: bool) -> None:
+        """For subclasses: it is unmapped, by close() or by somebody else. Without `wait` nothing may wait or fail."""
 
     def _unwatch(self, *, still_mapped: bool) -> None:
         if self._watching is not None and self._cookie is not None:
@@ -144,7 +147,7 @@ class WatchedMemory(Memory):
             return
         self.abandon()
         self._unwatch(still_mapped=False)
-        self._let_go()
+        self._let_go(wait=False)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """What is still a grant's at these addresses; other memory may be mapped there by now."""

@@ -21,6 +21,8 @@ OPENED = struct.Struct("=I")
 MAP = struct.Struct("=HHI")
 """u16 flags (MAP_*), u16 0, u32 number of RUN that follow, 1 to MOST_RUNS."""
 MAP_WRITABLE = 1
+MAP_ATTACH = 2
+"""If it is one page, of a pool: attach the pool, to map its pages without the hypervisor (`hypercalls.pools`)."""
 MOST_RUNS = 2048
 
 RUN = struct.Struct("=H2xII")
@@ -34,6 +36,8 @@ SEGMENT = struct.Struct("=QIII4x")
 """u64 handle, u32 page of the descriptor's file at which it begins, u32 pages, u32 flags (WRITABLE, ISOLATED)."""
 WRITABLE = 1
 ISOLATED = 2
+ATTACHED = 4
+"""The descriptor is the whole pool's; the table's (to read) and the marks' (to write) come after it."""
 
 HANDLE = struct.Struct("=Q")
 """UNMAPPED: any number of them, at least one."""

@@ -49,9 +49,11 @@ class Operation(enum.IntEnum):
     OPEN_OWN = 12
     REVOKE = 13
     GRANTOR_NOTIFY = 14
+    POOL = 15
     MAP = 20
     UNMAPPED = 21
     GRANTEE_NOTIFY = 22
+    POOL_UNMAPPED = 23
     PORT_UNBOUND = 30
     PORT_INTERDOMAIN = 31
     PORT_VIRQ = 32

@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass, field
 
 from usermm.hypervisor import locks
+from usermm.hypervisor.pools import PAGE_BYTES, Pool
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 NAME = "usermm:grant"
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -38,7 +38,9 @@ class Hold:
     pages: int
     writable: bool
     of_grantor: bool = False
-    notification: UnmapNotification | None = None
+    is_attached: bool = False
+    """All of a pool: what of it is mapped, the grantee's marks tell."""
+    notifications: dict[int, UnmapNotification] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class Extent:
     count: int
     live: int
     watch: int
+    pool: Pool | None = None
     revoked: bool = False
     is_slow: bool = False
     charged: bool = True
@@ -61,7 +64,13 @@ class Extent:
 
     def page_of(self, reference: int) -> int:
         """The page of this extent that `reference` names."""
-        return reference - self.first_reference
+        return (reference - self.first_reference) % self.count  # a pool has many references for each page
+
+    def close(self) -> None:
+        """Closes the hypervisor's descriptors: whoever holds the memory keeps it."""
+        os.close(self.memfd)
+        if self.pool is not None:
+            self.pool.close()
 
     def open(self, handle: int, *, writable: bool) -> int:
         """A descriptor for a domain: its own open file, with the lock that tells when it is gone."""
@@ -75,10 +84,10 @@ class Extent:
     def revoke(self, page: int, pages: int) -> None:
         """Takes the pages from whoever maps them.
 
-        All of a read-only extent is truncated: its grantee gets SIGBUS. A writable extent cannot shrink, or its grantee
-        could shrink it: the pages become holes and read as zeros, as does a part of a read-only one.
+        They become holes and read as zeros; a read-only extent of several pages, all of it, is truncated: its grantee
+        gets SIGBUS. A writable extent cannot shrink, or its grantee could shrink it.
         """
-        if not self.writable and pages == self.count:
+        if not self.writable and 1 < pages == self.count:
             os.ftruncate(self.memfd, 0)
             return
         start, length = ctypes.c_int64(page * PAGE_BYTES), ctypes.c_int64(pages * PAGE_BYTES)

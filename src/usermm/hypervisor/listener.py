@@ -35,9 +35,13 @@ def default_path() -> str:
 
 
 def make_directory(path: str) -> None:
-    """The directory of the socket `path`, which everybody can look into. Raises `UsermmError`."""
+    """The directory of the socket `path`, which everybody can look into.
+
+    Raises `UsermmError`, also for a path where no socket can be: nothing is made beside what is not ours.
+    """
     directory = os.path.dirname(os.path.abspath(path))
     try:
+        _check(path)
         os.makedirs(os.path.dirname(directory), exist_ok=True)
         os.mkdir(directory)
         os.chmod(directory, _DIRECTORY_MODE)  # whatever the umask
@@ -56,18 +60,16 @@ class Listener:
     """
 
     def __init__(self, path: str, *, mode: int = MODE, locked: bool) -> None:
-        if len(os.fsencode(path)) > _LONGEST_BYTES:
-            raise UsermmError(f"hypervisor({path}): longer than {_LONGEST_BYTES} bytes: give a shorter path")
         self.path = os.path.abspath(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             self._remove_stale(locked)
             self.socket.setblocking(False)
-            self.socket.bind(path)
+            self.socket.bind(self.path)
             # Until listen() every connect is refused: nobody comes in before the mode is right.
-            os.chmod(path, mode)
+            os.chmod(self.path, mode)
             self.socket.listen(socket.SOMAXCONN)
-            self._file = _identity(path)
+            self._file = _identity(self.path)
         except (OSError, ValueError) as error:
             self.socket.close()
             raise _refused(path, error) from None
@@ -84,15 +86,24 @@ class Listener:
             self.socket.close()
 
     def _remove_stale(self, locked: bool) -> None:
-        try:
-            mode = os.lstat(self.path).st_mode
-        except FileNotFoundError:
+        if not _check(self.path):
             return
-        if not stat.S_ISSOCK(mode):
-            raise UsermmError(f"hypervisor({self.path}): it is no socket and is kept: give another path")
         if not locked or _is_listening(self.path):
             raise UsermmError(f"hypervisor({self.path}): somebody may be using it: end that, or give another path")
         os.unlink(self.path)
+
+
+def _check(path: str) -> bool:
+    """Whether a socket is there already. Raises `UsermmError` where none can be, and OSError."""
+    if len(os.fsencode(path)) > _LONGEST_BYTES:
+        raise UsermmError(f"hypervisor({path}): longer than {_LONGEST_BYTES} bytes: give a shorter path")
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise UsermmError(f"hypervisor({path}): it is no socket and is kept: give another path")
+    return True
 
 
 def _is_listening(path: str) -> bool:

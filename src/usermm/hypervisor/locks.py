@@ -30,4 +30,4 @@ def open_held(memfd: int, byte: int, *, writable: bool) -> int:
 def is_held(memfd: int, byte: int) -> bool:
     """Whether some descriptor or mapping of the open file with the lock on `byte` is left."""
     answer = fcntl.fcntl(memfd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-    return _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

@@ -17,9 +17,9 @@ from usermm.hypervisor.audit import Audit
 from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.connections import Connection
 from usermm.hypervisor.domains import DomainRecord
-from usermm.hypervisor.extents import PAGE_BYTES
 from usermm.hypervisor.grants import Grants
 from usermm.hypervisor.policy import Policy
+from usermm.hypervisor.pools import PAGE_BYTES
 from usermm.hypervisor.ports import Ports
 from usermm.hypervisor.store.service import Store
 from usermm.uapi.xen_evtchn import VIRQ_DOM_EXC
@@ -61,16 +61,16 @@ class Server:
         self._handlers = self._table()
         self.listener.setblocking(False)
         loop.add_reader(self.listener.fileno(), self._accept)
-        loop.add_reader(self.grants.closings.fileno(), self._look)
+        loop.add_reader(self.grants.holding.closings.fileno(), self._look)
         try:
             await self._stopping.wait()
         finally:
             loop.remove_reader(self.listener.fileno())
-            loop.remove_reader(self.grants.closings.fileno())
+            loop.remove_reader(self.grants.holding.closings.fileno())
+            self.ports.close_all()  # before they end, or their peers would see it
             for connection in [*self._connections.values(), *self._strangers]:
                 connection.close()
-            self.grants.close()
-            self.ports.close_all()
+            self.grants.holding.close()
             self.store.close()
 
     def stop(self) -> None:
@@ -78,17 +78,19 @@ class Server:
         self._stopping.set()
 
     def _table(self) -> dict[int, Handler]:
-        grants, ports = self.grants, self.ports
+        granting, mapping, ports = self.grants.granting, self.grants.mapping, self.ports
         return {
             Operation.PEER: self._peer,
-            Operation.ALLOCATE: grants.allocate,
-            Operation.RELEASE: grants.release,
-            Operation.OPEN_OWN: grants.open_own,
-            Operation.REVOKE: grants.revoke,
-            Operation.GRANTOR_NOTIFY: grants.grantor_notify,
-            Operation.MAP: grants.map,
-            Operation.UNMAPPED: grants.unmapped,
-            Operation.GRANTEE_NOTIFY: grants.grantee_notify,
+            Operation.ALLOCATE: granting.allocate,
+            Operation.POOL: granting.pool,
+            Operation.RELEASE: granting.release,
+            Operation.OPEN_OWN: granting.open_own,
+            Operation.REVOKE: granting.revoke,
+            Operation.GRANTOR_NOTIFY: granting.grantor_notify,
+            Operation.MAP: mapping.map,
+            Operation.UNMAPPED: mapping.unmapped,
+            Operation.GRANTEE_NOTIFY: mapping.grantee_notify,
+            Operation.POOL_UNMAPPED: mapping.pool_unmapped,
             Operation.PORT_UNBOUND: ports.bind_unbound,
             Operation.PORT_INTERDOMAIN: ports.bind_interdomain,
             Operation.PORT_VIRQ: ports.bind_virq,
@@ -228,7 +230,7 @@ class Server:
         return self.policy.may_grant(domain, grantee)
 
     def _look(self) -> None:
-        self.grants.look(self.grants.closings.take())
+        self.grants.holding.look(self.grants.holding.closings.take())
 
     def _when_writable(self, descriptor: int, callback: Callable[[], None]) -> None:
         self._loop.add_writer(descriptor, callback)

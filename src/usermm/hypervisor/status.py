@@ -8,7 +8,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from usermm.hypervisor.domains import DomainRecord
-from usermm.hypervisor.extents import PAGE_BYTES, Extent
+from usermm.hypervisor.extents import Extent, Hold
+from usermm.hypervisor.pools import PAGE_BYTES
 from usermm.hypervisor.quotas import GRANTS_PER_FRAME
 from usermm.version import __version__
 
@@ -31,7 +32,7 @@ def as_data(server: Server) -> dict[str, Any]:
     return {
         "hypervisor": _hypervisor(server),
         "domains": [_domain(server, domain, store.get(domain.domid, {}), ports) for domain in domains],
-        "grants": [_grant(server, extent) for extent in server.grants.extents()],
+        "grants": [_grant(server, extent) for extent in server.grants.holding.extents()],
         "ports": ports,
         "audit": server.audit.last(_RECENT),
     }
@@ -47,13 +48,13 @@ def _hypervisor(server: Server) -> dict[str, Any]:
         "started": server.started,
         "requests": server.requests,
         "domains": len(server.domains),
-        "extents": sum(1 for _ in server.grants.extents()),
+        "extents": sum(1 for _ in server.grants.holding.extents()),
         "descriptors": len(os.listdir("/proc/self/fd")) - 1,
     }
 
 
 def _domain(server: Server, domain: DomainRecord, store: dict[str, int], ports: list[dict[str, Any]]) -> dict[str, Any]:
-    granted, mapped = server.grants.usage(domain.domid)
+    table = server.grants.holding.tables[domain.domid]
     return {
         "domid": domain.domid,
         "name": domain.name,
@@ -62,11 +63,11 @@ def _domain(server: Server, domain: DomainRecord, store: dict[str, int], ports: 
         "control": domain.control,
         "quotas": dataclasses.asdict(domain.quotas),
         "usage": {
-            "grants": granted,
-            "grant_frames": -(-granted // GRANTS_PER_FRAME),
-            "mapped": mapped,
+            "grants": table.granted_pages,
+            "grant_frames": -(-table.granted_pages // GRANTS_PER_FRAME),
+            "mapped": table.mapped_pages,
             "event_channels": sum(port["domid"] == domain.domid for port in ports),
-            "memkb": granted * PAGE_BYTES // 1024,
+            "memkb": table.granted_pages * PAGE_BYTES // 1024,
             "store_entries": store.get("nodes", 0),
             "watches": store.get("watches", 0),
             "transactions": store.get("transactions", 0),
@@ -85,5 +86,12 @@ def _grant(server: Server, extent: Extent) -> dict[str, Any]:
         "isolated": server.grants.are_isolated(extent.grantor, extent.grantee),
         "released": not extent.live,
         "revoked": extent.revoked,
-        "mapped_by": [{"domid": hold.domid, "handle": hold.handle, "pages": hold.pages} for hold in holds],
+        "pooled": None if extent.pool is None else len(extent.pool.live()),
+        "mapped_by": [_held(extent, hold) for hold in holds],
     }
+
+
+def _held(extent: Extent, hold: Hold) -> dict[str, Any]:
+    """Of a pool the grantee's own count."""
+    pages = extent.pool.mapped() if extent.pool is not None and hold.is_attached else hold.pages
+    return {"domid": hold.domid, "handle": hold.handle, "pages": pages}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from usermm.hypercalls.pools import BLOCK, block_of
 from usermm.hypervisor.extents import Extent
 from usermm.uapi.xen_gntalloc import FIRST_REFERENCE
 
@@ -27,16 +28,25 @@ class References:
         self._base = incarnation_tag << _SEQUENCE_BITS
         self._next = FIRST_REFERENCE
 
-    def take(self, count: int, used: dict[int, Extent]) -> int:
-        """The first of `count` consecutive numbers that are not in `used`.
+    def take(self, count: int, table: Table) -> int:
+        """The first of `count` consecutive numbers that are free in `table`.
 
-        At most 2**15 numbers are in use at a time (the quota on grant frames), so a gap is found within as many steps.
+        At most 2**15 numbers are in use at a time, and 2**10 times the blocks of pools, so a gap is found soon.
         """
+        return self._take(count, 1, table)
+
+    def take_block(self, table: Table) -> int:
+        """The first number of a block for a pool."""
+        return self._take(BLOCK, BLOCK, table)
+
+    def _take(self, count: int, alignment: int, table: Table) -> int:
         while True:
+            self._next += -self._next % alignment
             if self._next + count > _SEQUENCE_LIMIT:
                 self._next = FIRST_REFERENCE
+                continue
             first = self._base + self._next
-            clash = next((number for number in range(first + count - 1, first - 1, -1) if number in used), None)
+            clash = table.last_used(first, count)
             if clash is None:
                 self._next += count
                 return first
@@ -48,6 +58,8 @@ class Table:
     """What a domain granted and has mapped, in this connection."""
 
     references: dict[int, Extent] = field(default_factory=dict)
+    pools: dict[int, Extent] = field(default_factory=dict)
+    """By the block of their references (`hypercalls.pools`)."""
     extents: set[int] = field(default_factory=set)
     """The watch numbers of its extents that are not gone yet."""
     holds: set[int] = field(default_factory=set)
@@ -55,10 +67,29 @@ class Table:
     granted_pages: int = 0
     mapped_pages: int = 0
 
+    def extent_of(self, reference: int) -> Extent | None:
+        """What a live reference names a page of."""
+        pooled = self.pools.get(block_of(reference))
+        if pooled is None:
+            return self.references.get(reference)
+        return pooled if pooled.pool is not None and pooled.pool.grants(reference) else None
+
+    def last_used(self, first: int, count: int) -> int | None:
+        """The last number of [first, first + count) that is in use, or is of a pool's block."""
+        for number in range(first + count - 1, first - 1, -1):
+            block = block_of(number)
+            if block in self.pools:
+                return (block + 1) * BLOCK - 1
+            if number in self.references:
+                return number
+        return None
+
     def find(self, first: int, count: int) -> Extent | None:
         """The extent of which all of [first, first + count) are live references."""
-        extent = self.references.get(first)
-        if extent is None or first + count > extent.first_reference + extent.count:
+        extent = self.extent_of(first)
+        if extent is None or count == 1:
+            return extent
+        if extent.pool is not None or first + count > extent.first_reference + extent.count:
             return None
         if extent.live == extent.count:
             return extent

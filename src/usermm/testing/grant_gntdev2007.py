@@ -43,7 +43,7 @@ class ModelGntdev2007:
         self.slots = [Slot() for _ in range(SLOTS_2007)]
         self._free = list(reversed(range(SLOTS_2007)))
         """Last in, first out; slot 0 first."""
-        self._next_fit = 0
+        self._next_fit: int = 0
         self._domain = domain
         self._mapped: dict[int, tuple[int, int]] = {}
         """Address of a mapping -> first slot, count."""
@@ -73,7 +73,7 @@ class ModelGntdev2007:
             raise grant_refused(errno.ENOMEM, f"MAP_GRANT_REF({count}): a file has {SLOTS_2007} slots")
         records = self._domain.memory.read(pointer, count * uapi.REFERENCE.size)
         grants: list[tuple[int, int]] = list(uapi.REFERENCE.iter_unpack(records))
-        first: int = self._find_room(count)
+        first = self._find_room(count)
         for slot, grant in enumerate(grants, first):
             self._free.remove(slot)
             self.slots[slot] = Slot(State.NOT_YET_MAPPED, grant)
@@ -84,9 +84,9 @@ class ModelGntdev2007:
     def _find_room(self, count: int) -> int:
         """A single grant: the slot freed last. More: the next range that fits, from where the last one ended."""
         if count == 1 and self._free:
-            return int(self._free[-1])
-        starts = [*range(self._next_fit, SLOTS_2007), *range(self._next_fit)]
-        for start in starts if count > 1 else ():
+            return self._free[-1]
+        starts = [*range(self._next_fit, SLOTS_2007), *range(self._next_fit)] if count > 1 else []
+        for start in starts:
             run = self.slots[start : start + count]
             if len(run) == count and all(slot.state is State.INVALID for slot in run):
                 return start

@@ -104,8 +104,9 @@ class ModelDomain:
         kept = Page(entry.page)
         for mapping, index in entry.local:
             mapping.pages[index] = kept
+        left = None if not entry.writable and entry.siblings == 1 else Page(4096)
         for mapping, index in entry.remote:
-            mapping.pages[index] = None if not entry.writable and entry.siblings == 1 else Page(4096)
+            mapping.pages[index] = left
         self.settle(entry)
 
 

@@ -61,7 +61,6 @@ def write(act: Act, value: bytes) -> None:
         _make(act, ancestor, value)
         return
     _require(act, node, WRITE)
-    act.view.reserve([act.path])
     act.view.put(act.path, replace(node, value=value))
     act.view.announce(act.path)
 
@@ -100,7 +99,6 @@ def remove_tree(view: View, path: str) -> None:
     for each in doomed:  # it grows meanwhile
         view.rely(each, NODE | NAMES)
         doomed += [paths.below(each, name) for name in view.listing(each).names]
-    view.reserve(doomed)
     for each in reversed(doomed):
         view.drop(each)
     view.announce(path)
@@ -130,7 +128,6 @@ def set_permissions(act: Act, wanted: tuple[Permission, ...]) -> None:
             raise act.refused(errno.ENOENT, reason)
     if owner != node.owner:
         _check_quota(act, owner, 1)
-    act.view.reserve([act.path])
     act.view.put(act.path, replace(node, permissions=wanted, stamp=stamp))
     act.view.announce(act.path)
 

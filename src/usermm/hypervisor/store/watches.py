@@ -6,6 +6,7 @@ paths, and when that is full the watch ends.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -134,6 +135,8 @@ class Watches:
     def _end(self, watch: Watch) -> None:
         if watch.waiting:
             self._forget(watch.stream.fileno())
+        with contextlib.suppress(OSError):
+            watch.stream.shutdown(socket.SHUT_RDWR)  # a child that the embedding process forked may have a copy
         watch.stream.close()
         at_path = self._by_path[watch.path]
         del at_path[watch]

@@ -1,0 +1,145 @@
+"""Both ends of a pool: pages that are granted, mapped and returned without a word to the hypervisor.
+
+Who writes what, and why neither end has to trust the other, is in `hypercalls.pools`. The two loads and stores that
+must not pass each other are the grantor's "ended, is it mapped?" and the grantee's "mapped, is it granted?": with
+sequentially consistent exchanges at least one of the two sees the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+from usermm._core import Memory
+from usermm.grants.files import PAGE_BYTES
+from usermm.hypercalls.pools import BLOCK, CLOSED_WORD, HELD_WORDS, PAGES, USES, WORD, page_of
+
+_ZEROS = bytes(PAGE_BYTES)
+
+
+def _page(descriptor: int, *, writable: bool) -> Memory:
+    return Memory([(descriptor, 0, PAGE_BYTES)], writable=writable, shared=True, inherit=False)
+
+
+class GrantorPool:
+    """The grantor's end. Its owner's lock guards it. `descriptors` are the pages', the table's and the marks'."""
+
+    def __init__(self, first: int, descriptors: list[int], *, is_isolated: bool) -> None:
+        with contextlib.ExitStack() as unneeded:
+            for descriptor in descriptors[1:]:
+                unneeded.callback(os.close, descriptor)
+            self._table = _page(descriptors[1], writable=True)
+            self._marks = _page(descriptors[2], writable=False)
+        self.first = first
+        self.descriptor = descriptors[0]
+        self.is_isolated = is_isolated
+        self.granted = 0
+        self._free = list(range(PAGES - 1, -1, -1))
+        self._waiting: list[int] = []
+        self._uses = [0] * PAGES
+
+    def grant(self) -> int | None:
+        """A reference to a page of zeros; None: there is no page left."""
+        if not self._free:
+            self._reclaim()
+        if not self._free or self._table.load(CLOSED_WORD * WORD.size):
+            return None
+        page = self._free.pop()
+        uses = self._uses[page]
+        if uses:
+            os.pwrite(self.descriptor, _ZEROS, page * PAGE_BYTES)
+        self._uses[page] = uses + 1
+        reference = self.first + page + PAGES * (uses % USES)
+        self._table.exchange(page * WORD.size, reference)
+        self.granted += 1
+        return reference
+
+    def end(self, reference: int) -> None:
+        """It is granted no longer; the page is granted again once nobody has it mapped."""
+        page = page_of(reference)
+        self._table.exchange(page * WORD.size, 0)
+        self.granted -= 1
+        (self._waiting if self._is_mapped(page) else self._free).append(page)
+
+    def lose(self, reference: int) -> None:
+        """It was revoked: this page is never granted again."""
+        self._table.exchange(page_of(reference) * WORD.size, 0)
+        self.granted -= 1
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the grantee's domain went: another one comes to other pages."""
+        return self._table.load(CLOSED_WORD * WORD.size) != 0
+
+    @property
+    def references(self) -> tuple[int, int]:
+        """(first, count) of its block."""
+        return self.first, BLOCK
+
+    def close(self) -> None:
+        """Nothing of it is granted any more."""
+        os.close(self.descriptor)
+        self._table.close()
+        self._marks.close()
+
+    def _reclaim(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for page in waiting:
+            (self._waiting if self._is_mapped(page) else self._free).append(page)
+
+    def _is_mapped(self, page: int) -> bool:
+        return bool(self._marks.load(page * WORD.size) or self._marks.load((HELD_WORDS + page) * WORD.size))
+
+
+class GranteePool:
+    """The grantee's end. Any thread may call anything, finalizers too."""
+
+    def __init__(self, handle: int, descriptors: list[int], *, writable: bool, is_isolated: bool) -> None:
+        with contextlib.ExitStack() as unneeded:
+            for descriptor in descriptors[1:]:
+                unneeded.callback(os.close, descriptor)
+            self._table = _page(descriptors[1], writable=False)
+            self._marks = _page(descriptors[2], writable=True)
+        self.handle = handle
+        self.descriptor = descriptors[0]
+        self.inodes = frozenset({os.fstat(descriptors[0]).st_ino})
+        self.writable = writable
+        self.is_isolated = is_isolated
+        self._lock = threading.RLock()
+        self._mapped = 0
+        self._is_dropped = False
+
+    def hold(self, reference: int) -> bool:
+        """Marks its page as mapped once more, if the reference is granted."""
+        at = page_of(reference) * WORD.size
+        with self._lock:
+            if self._is_dropped:
+                return False
+            self._marks.exchange(at, self._marks.load(at) + 1)
+            self._mapped += 1
+            if self._table.load(at) == reference:
+                return True
+            self.release(page_of(reference))
+            return False
+
+    def release(self, page: int) -> None:
+        """One mapping of the page less."""
+        at = page * WORD.size
+        with self._lock:
+            self._marks.exchange(at, self._marks.load(at) - 1)
+            self._mapped -= 1
+            self._close_if_unused()
+
+    def drop(self) -> None:
+        """Nothing more is mapped from it; what is mapped is still accounted for."""
+        with self._lock:
+            if not self._is_dropped:
+                self._is_dropped = True
+                os.close(self.descriptor)
+                self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._is_dropped and not self._mapped:
+            self._table.close()
+            self._marks.close()

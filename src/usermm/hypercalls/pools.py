@@ -1,0 +1,47 @@
+"""Pools of single pages: granting, mapping and returning a page without a word to the hypervisor.
+
+A pool is `PAGES` pages of one extent, for one grantee in one mode, with `BLOCK` references of which each names a page
+in one of its uses. As in Xen, where a domain writes its grant table itself, two small pages tell what is granted and
+what is mapped: the table is the grantor's to write, the marks are the grantee's, each reads the other's. What a grantee
+can gain by lying is to see again what was granted to it and will be; what a grantor can, to take away what is its own.
+`docs/hypercalls.md` has the protocol, `docs/models/grant_pool.pml` its model.
+"""
+
+from __future__ import annotations
+
+import struct
+
+PAGES = 32
+USES = 32
+"""How often a page is granted under a number of its own before the first number comes again."""
+BLOCK_BITS = 10
+BLOCK = PAGES * USES
+
+POOL = struct.Struct("=HH")
+"""u16 domid of the grantee, u16 flags (ALLOCATE_WRITABLE)."""
+
+POOL_MADE = struct.Struct("=II")
+"""u32 first reference of the block, a multiple of BLOCK; u32 flags (ISOLATED). Three descriptors: the pages, the table
+(both to write), the marks (to read)."""
+
+POOL_UNMAPPED = struct.Struct("=QI")
+"""u64 handle, u32 page of the pool: its mapping is gone, and the notification about it is due."""
+
+WORD = struct.Struct("=I")
+
+CLOSED_WORD = 1023
+"""Of the table: not 0 once nothing more is to be granted from this pool, since its grantee's domain went."""
+
+HELD_WORDS = 512
+"""Of the marks: from here on the hypervisor counts mappings that it has handed out itself, a word a page. Below are
+the grantee's own counts."""
+
+
+def page_of(reference: int) -> int:
+    """The page of its pool that a reference names."""
+    return reference % PAGES
+
+
+def block_of(reference: int) -> int:
+    """What the references of one pool have in common."""
+    return reference >> BLOCK_BITS

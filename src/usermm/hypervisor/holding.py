@@ -1,0 +1,194 @@
+"""Every extent until its last page is free, and who holds which: what follows when somebody lets go or dies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from usermm.hypercalls.pools import block_of
+from usermm.hypervisor import locks
+from usermm.hypervisor.closings import Closings
+from usermm.hypervisor.extents import Extent, Hold, UnmapNotification
+from usermm.hypervisor.tables import Table
+from usermm.uapi.xen_gntdev import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT
+
+_SLOW_LOOK_NS = 2_000_000
+
+
+class Events(Protocol):
+    """What grants need of event channels."""
+
+    def send(self, domid: int, port: int) -> None:
+        """Notifies in the domain's name."""
+
+    def is_bound(self, domid: int, port: int) -> bool:
+        """Whether the domain has the port."""
+
+
+class Audit(Protocol):
+    """Where it is written down who was granted what."""
+
+    def record(self, event: str, **fields: object) -> None:
+        """Never waits and never fails."""
+
+
+class Holding:
+    """Tables are told apart, not domains: one domain can follow another under the same number."""
+
+    def __init__(self, events: Events, audit: Audit) -> None:
+        self.tables: dict[int, Table] = {}
+        self.closings = Closings()
+        self._events = events
+        self._audit = audit
+        self._extents: dict[int, tuple[Extent, Table]] = {}
+        self._holds: dict[int, tuple[Extent, Hold, Table]] = {}
+        self._next_handle = 1
+
+    def add(self, extent: Extent, table: Table) -> None:
+        """A new extent, which counts on its grantor."""
+        table.extents.add(extent.watch)
+        table.granted_pages += extent.count
+        self._extents[extent.watch] = extent, table
+
+    def extents(self) -> Iterator[Extent]:
+        """Oldest first."""
+        return (extent for extent, _ in self._extents.values())
+
+    def of(self, table: Table) -> list[Extent]:
+        """Those that a domain granted."""
+        return [self._extents[watch][0] for watch in table.extents]
+
+    def hold(
+        self,
+        extent: Extent,
+        domid: int,
+        page: int,
+        count: int,
+        *,
+        writable: bool,
+        of_grantor: bool = False,
+        is_attached: bool = False,
+    ) -> tuple[int, int]:
+        """A handle and a descriptor; the domain holds the extent by it. Raises OSError."""
+        handle = self._next_handle
+        descriptor = extent.open(handle, writable=writable)
+        self._next_handle += 1
+        hold = Hold(handle, domid, page, count, writable, of_grantor, is_attached)
+        table = self.tables[domid]
+        extent.holds[handle] = hold
+        self._holds[handle] = extent, hold, table
+        table.holds.add(handle)
+        if not of_grantor:
+            table.mapped_pages += count
+        if extent.pool is not None and not of_grantor and not is_attached:
+            extent.pool.hold(page, 1)
+        return handle, descriptor
+
+    def held_by(self, domid: int, handle: int) -> tuple[Extent, Hold] | None:
+        """What a domain's handle names."""
+        extent, hold, _ = self._holds.get(handle, (None, None, None))
+        return (extent, hold) if extent is not None and hold is not None and hold.domid == domid else None
+
+    def drop(self, handle: int) -> None:
+        """As if it had never been."""
+        extent, hold, table = self._holds.pop(handle)
+        del extent.holds[handle]
+        table.holds.discard(handle)
+        if hold.of_grantor:
+            return
+        table.mapped_pages -= hold.pages
+        if extent.pool is not None and not hold.is_attached:
+            extent.pool.hold(hold.first, -1)
+
+    def finish(self, extent: Extent, hold: Hold) -> None:
+        """The hold is gone: its notifications are carried out, and the extent ends with its last one."""
+        self.drop(hold.handle)
+        for notification in hold.notifications.values():
+            self.carry_out(extent, hold.domid, notification)
+        self.free_if_unused(extent)
+
+    def finish_all(self, table: Table) -> None:
+        """The domain is gone. Whoever comes with its number gets none of the pools that it could look into."""
+        for handle in list(table.holds):
+            extent, hold, _ = self._holds[handle]
+            if extent.pool is not None and not hold.of_grantor and not extent.pool.is_closed:
+                extent.pool.close_for_good()
+            self.finish(extent, hold)
+
+    def carry_out(self, extent: Extent, domid: int, notification: UnmapNotification) -> None:
+        """An unmap notification of `domid`."""
+        if notification.actions & NOTIFY_CLEAR_BYTE:
+            extent.clear_byte(notification.page, notification.offset_bytes)
+        if notification.actions & NOTIFY_SEND_EVENT:
+            self._events.send(domid, notification.port)
+
+    def end(self, table: Table, extent: Extent, page: int, count: int) -> None:
+        """No new mapping of these pages of an extent that is no pool; notifications of its grantor's are due."""
+        first = extent.first_reference + page
+        for number in range(first, first + count):
+            if table.references.pop(number, None) is not None:
+                extent.live -= 1
+        self._notify_grantor(extent, page, count)
+
+    def end_pool(self, table: Table, extent: Extent) -> None:
+        """Nothing of the pool is granted any more."""
+        assert extent.pool is not None
+        if table.pools.pop(block_of(extent.first_reference), None) is not None:
+            for reference in extent.pool.live():
+                extent.pool.end(reference)
+            extent.live = 0
+            self._notify_grantor(extent, 0, extent.count)
+
+    def end_pooled(self, extent: Extent, reference: int) -> None:
+        """One reference of a pool ends by its grantor's word."""
+        assert extent.pool is not None
+        extent.pool.end(reference)
+        self._notify_grantor(extent, extent.page_of(reference), 1)
+
+    def _notify_grantor(self, extent: Extent, page: int, count: int) -> None:
+        for at in [at for at in extent.grantor_notifications if page <= at < page + count]:
+            self.carry_out(extent, extent.grantor, extent.grantor_notifications.pop(at))
+
+    def look(self, watches: set[int]) -> None:
+        """Something was closed: finish the holds that are gone."""
+        for watch in list(self._extents) if Closings.ALL in watches else watches:
+            self.look_at(watch)
+
+    def look_at(self, watch: int) -> None:
+        """Finish the holds of one extent that are gone."""
+        extent, _ = self._extents.get(watch, (None, None))
+        if extent is None or extent.is_slow:
+            return
+        start = time.thread_time_ns()
+        for hold in list(extent.holds.values()):
+            if not locks.is_held(extent.memfd, hold.handle):
+                self.finish(extent, hold)
+        self.free_if_unused(extent)
+        if time.thread_time_ns() - start > _SLOW_LOOK_NS:
+            # Somebody fills the inode with locks of his own, which the kernel searches one by one. Its holds now end
+            # with their domains.
+            extent.is_slow = True
+            self._audit.record("slow", domid=extent.grantor, peer=extent.grantee, reference=extent.first_reference)
+
+    def discharge(self, table: Table, extent: Extent) -> None:
+        """It no longer counts on its grantor: it was revoked, or is free."""
+        if extent.charged:
+            extent.charged = False
+            table.granted_pages -= extent.count
+
+    def free_if_unused(self, extent: Extent) -> None:
+        """Nothing is granted and nobody holds it: the hypervisor lets go of the memory."""
+        if extent.live or extent.holds or extent.watch not in self._extents:
+            return
+        _, table = self._extents.pop(extent.watch)
+        table.extents.discard(extent.watch)
+        self.discharge(table, extent)
+        self.closings.remove(extent.watch)
+        extent.close()
+
+    def close(self) -> None:
+        """The hypervisor ends; what is mapped lives on in those who map it."""
+        self.closings.close()
+        for extent, _ in self._extents.values():
+            extent.close()

@@ -1,0 +1,89 @@
+"""The two pages beside the memory of a pool: what its grantor says is granted, what its grantee says is mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from dataclasses import dataclass, field
+
+from usermm.hypercalls.pools import CLOSED_WORD, HELD_WORDS, WORD, page_of
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_OWNER_ONLY = 0o600
+
+
+@dataclass(slots=True)
+class Pool:
+    """`first` is the first reference of its block."""
+
+    first: int
+    table: int
+    marks: int
+    held: dict[int, int] = field(default_factory=dict)
+    """How many mappings of a page the hypervisor handed out itself."""
+    is_closed: bool = False
+
+    def grants(self, reference: int) -> bool:
+        """Whether the grantor says so, now."""
+        word = os.pread(self.table, WORD.size, page_of(reference) * WORD.size)
+        return word == WORD.pack(reference)
+
+    def live(self) -> list[int]:
+        """The references that are granted now, by the grantor's word."""
+        words = memoryview(os.pread(self.table, HELD_WORDS, 0)).cast("I")
+        return [word for page, word in enumerate(words[:32]) if word and page_of(word) == page]
+
+    def mapped(self) -> int:
+        """How many pages the grantee says it has mapped."""
+        words = memoryview(os.pread(self.marks, HELD_WORDS, 0)).cast("I")
+        return sum(1 for word in words[:32] if word)
+
+    def end(self, reference: int) -> None:
+        """It is granted no longer, if it was."""
+        if self.grants(reference):
+            os.pwrite(self.table, WORD.pack(0), page_of(reference) * WORD.size)
+
+    def hold(self, page: int, change: int) -> None:
+        """One mapping of the page more (1) or less (-1) that the hypervisor handed out."""
+        count = self.held[page] = self.held.get(page, 0) + change
+        os.pwrite(self.marks, WORD.pack(count), (HELD_WORDS + page) * WORD.size)
+
+    def close_for_good(self) -> None:
+        """The grantee's domain went: what it said is void, and whoever comes with its number gets other pages."""
+        self.is_closed = True
+        os.pwrite(self.table, WORD.pack(1), CLOSED_WORD * WORD.size)
+        os.pwrite(self.marks, bytes(HELD_WORDS), 0)
+
+    def close(self) -> None:
+        """Closes the hypervisor's descriptors."""
+        os.close(self.table)
+        os.close(self.marks)
+
+
+def make(first: int) -> Pool:
+    """A pool with nothing granted. Raises OSError."""
+    with contextlib.ExitStack() as undo:
+        table = _page("usermm:table")
+        undo.callback(os.close, table)
+        marks = _page("usermm:marks")
+        undo.pop_all()
+        return Pool(first, table, marks)
+
+
+def reopened(memfd: int, *, writable: bool) -> int:
+    """A descriptor for a domain. Raises OSError."""
+    return os.open(f"/proc/self/fd/{memfd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+
+
+def _page(name: str) -> int:
+    """One page that nobody can shrink under who reads it."""
+    memfd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.fchmod(memfd, _OWNER_ONLY)
+        os.ftruncate(memfd, PAGE_BYTES)
+        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError:
+        os.close(memfd)
+        raise
+    return memfd
