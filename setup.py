@@ -2,7 +2,8 @@
 
 In a wheel, and in src/usermm for a checkout (there ignored by git), the package has what C developers need:
 
-    lib/libusermm.so, lib/libusermm-preload.so, lib/pkgconfig/usermm.pc, include/**.h, share/man/man*/*
+    lib/libusermm.so, lib/libusermm-preload.so, lib/pkgconfig/usermm.pc, include/**.h, share/man/man*/*,
+    share/systemd/*
 """
 
 import os
@@ -78,7 +79,7 @@ class BuildAll(build_ext):
 
 
 def copy_files(package: Path) -> None:
-    """Headers, man pages and the pkg-config file. What a former build left is replaced, not added to."""
+    """Headers, man pages, systemd units and the pkg-config file. What a former build left is replaced, not added to."""
     for directory in ("include", "share"):
         shutil.rmtree(package / directory, ignore_errors=True)
     shutil.copytree(HERE / NATIVE / "include", package / "include")
@@ -86,6 +87,7 @@ def copy_files(package: Path) -> None:
         section = package / "share" / "man" / f"man{page[-1]}"
         section.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, section / Path(page).name)
+    shutil.copytree(HERE / "share" / "systemd", package / "share" / "systemd")
     text = (HERE / NATIVE / "usermm.pc.in").read_text()
     pc = package / "lib" / "pkgconfig" / "usermm.pc"
     pc.parent.mkdir(parents=True, exist_ok=True)

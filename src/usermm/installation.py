@@ -1,4 +1,4 @@
-"""Where the installed C parts of usermm are: libraries, headers, man pages. Paths only; nothing is loaded or printed.
+"""Where the installed C parts of usermm are: libraries, headers, man pages, units. Paths only; nothing is loaded or printed.
 
 All of them lie in the package's own directory, so that a wheel carries them and a checkout has them after `make build`.
 """
@@ -37,6 +37,11 @@ def pkgconfig_directory() -> Path:
 def man_directory() -> Path:
     """For MANPATH or ``man -M``. Raises `NotInstalledError`."""
     return _present(PACKAGE / "share" / "man" / "man7" / "usermm.7").parents[1]
+
+
+def systemd_directory() -> Path:
+    """The units of `usermm hypervisor`, to be copied to /etc/systemd/system. Raises `NotInstalledError`."""
+    return _present(PACKAGE / "share" / "systemd" / "usermm-hypervisor.service").parent
 
 
 def _present(path: Path) -> Path:

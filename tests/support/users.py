@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 from support.processes import SOURCE
 
 NOBODY = 65534
+
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root: run the tests as root")
 
@@ -41,3 +44,15 @@ def public_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="usermm-") as name:
         os.chmod(name, 0o755)
         yield Path(name)
+
+
+def become(uid: int) -> None:
+    """This process, which is root's, is from now on the user's, with a group of the same number and no way back.
+
+    As a program that this user started it can be looked into by others of its user: the kernel takes that away when
+    the user changes.
+    """
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)

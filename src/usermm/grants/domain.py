@@ -11,7 +11,6 @@ from typing import Literal, Self, TypeVar
 from usermm.errors import ArgumentError, HypervisorGoneError, UnavailableError
 from usermm.grants import xen
 from usermm.grants.evtchn import Evtchn
-from usermm.grants.files import DeviceFile
 from usermm.grants.foreign import Foreign
 from usermm.grants.gntalloc import Gntalloc
 from usermm.grants.gntdev import Gntdev, Personality
@@ -119,14 +118,19 @@ class Domain:
 
     def open_gntalloc(self) -> Gntalloc:
         """Another gntalloc file; the limit on pages is the domain's."""
-        return Gntalloc(self._file("gntalloc"))
+        if self.backend == "xen":
+            return Gntalloc(xen.XenGntalloc("gntalloc"))
+        return Gntalloc(LocalGntalloc(self._hypervisor("open_gntalloc"), self._watching, self._limit))
 
     def open_gntdev(self, personality: Personality = "mainline") -> Gntdev:
         """Another gntdev file. `personality` "seed2007" has the slots, states and errors of the first driver."""
         if personality not in ("mainline", "seed2007"):
             raise ArgumentError(f"open_gntdev: personality must be 'mainline' or 'seed2007', not {personality!r}")
+        if personality == "mainline" and self.backend == "xen":
+            return Gntdev(xen.XenGntdev("gntdev"))
         if personality == "mainline":
-            return Gntdev(self._file("gntdev"))
+            self._hypervisor("open_gntdev")
+            return Gntdev(LocalGntdev(self._foreign))
         if self.backend == "xen":
             text = "the kernel's driver is of today: personality 'seed2007' is there with backend='local' only"
             raise UnavailableError(errno.EOPNOTSUPP, f"open_gntdev: {text}")
@@ -175,14 +179,6 @@ class Domain:
         if device is None:
             device = self._opened.setdefault(name, opens())
         return device  # type: ignore[return-value] # the name decides the class
-
-    def _file(self, name: str) -> DeviceFile:
-        if self.backend == "xen":
-            return xen.XenFile(name)
-        session = self._hypervisor(f"open_{name}")
-        if name == "gntdev":
-            return LocalGntdev(self._foreign)
-        return LocalGntalloc(session, self._watching, self._limit)
 
     def _hypervisor(self, call: str) -> Session:
         if self._session is None:

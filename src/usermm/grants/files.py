@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from usermm._core import Memory
 
 PAGE_BYTES = 4096
 """The page of the devices' ABI on x86-64 and of Xen's grant tables."""
+
+
+Reference = tuple[int, int]
+"""domid of the grantor, reference."""
 
 
 class DeviceFile(Protocol):
@@ -28,3 +33,23 @@ class DeviceFile(Protocol):
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
+
+
+class GntallocFile(DeviceFile, Protocol):
+    """The requests that every allocation makes, as calls: a local device spares itself the bytes."""
+
+    def alloc_gref(self, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
+        """ALLOC_GREF: the index and the references."""
+
+    def dealloc_gref(self, index: int, count: int) -> None:
+        """DEALLOC_GREF."""
+
+
+class GntdevFile(DeviceFile, Protocol):
+    """The requests that every mapping makes, as calls."""
+
+    def map_grant_ref(self, references: Sequence[Reference]) -> int:
+        """MAP_GRANT_REF: the index."""
+
+    def unmap_grant_ref(self, index: int, count: int) -> None:
+        """UNMAP_GRANT_REF."""

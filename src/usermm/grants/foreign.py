@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from usermm.errors import DeviceError, grant_refused
 from usermm.grants.attachments import Attachments
-from usermm.grants.files import PAGE_BYTES
+from usermm.grants.files import PAGE_BYTES, Reference
 from usermm.grants.pools import GranteePool
 from usermm.grants.session import Refusal, Session
 from usermm.grants.watching import WatchedMemory, Watching
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls.pools import POOL_UNMAPPED, page_of
 from usermm.hypercalls.wire import Operation
-
-Reference = tuple[int, int]
-"""domid of the grantor, reference."""
+from usermm.uapi.xen_gntdev import GrantStatus
 
 
 class Segment(NamedTuple):
@@ -79,6 +78,7 @@ class ForeignMemory(WatchedMemory):
             self._session.tell(operation, payload)
 
 
+_LAST_U16 = 0xFFFF
 Kind = TypeVar("Kind", bound=ForeignMemory)
 
 
@@ -176,11 +176,16 @@ class Foreign:
         self, runs: list[tuple[int, int, int]], writable: bool, flags: int, done: int
     ) -> tuple[bytes, list[int]]:
         flags |= layouts.MAP_WRITABLE if writable else 0
+        for domid, _, count in runs:
+            if domid > _LAST_U16:  # the ABI has room for them, and nobody has such a number
+                text = f"map(domain {domid}): there is no such domain: its number comes from the one who grants"
+                raise Refusal(errno.EINVAL, GrantStatus.BAD_DOMAIN, done, text)
+            done += count
         payload = layouts.MAP.pack(flags, 0, len(runs)) + b"".join(layouts.RUN.pack(*run) for run in runs)
         try:
             return self._session.request(Operation.MAP, payload)
         except Refusal as refusal:
-            refusal.index += done
+            refusal.index += done - sum(count for _, _, count in runs)
             raise
 
     def check_notification(self, offset_bytes: int, actions: int, port: int, call: str) -> None:

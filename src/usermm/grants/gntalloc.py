@@ -12,7 +12,7 @@ from typing import Self
 
 from usermm._core import Memory
 from usermm.errors import ArgumentError, DeviceError, grant_refused
-from usermm.grants.files import PAGE_BYTES, DeviceFile
+from usermm.grants.files import PAGE_BYTES, GntallocFile
 from usermm.grants.local_gntalloc import GrantedPages, LocalGntalloc
 from usermm.uapi import xen_gntalloc as abi
 
@@ -55,7 +55,7 @@ class Allocation(GrantedPages):
 class Gntalloc:
     """An open gntalloc file. Any thread may call anything."""
 
-    def __init__(self, file: DeviceFile) -> None:
+    def __init__(self, file: GntallocFile) -> None:
         self._file = file
         self._allocations: dict[int, weakref.ref[Allocation]] = {}
 
@@ -93,17 +93,12 @@ class Gntalloc:
         """ALLOC_GREF: the index to map them at, and the references. `flags` 1: the other domain may write."""
         _check(0 <= domid < 1 << 16 and 0 <= flags < 1 << 16, f"alloc_gref(domain {domid}, flags {flags})", "u16")
         _check(0 <= count < 1 << 24, f"alloc_gref({count} pages)", "a count of pages")
-        argument = bytearray(max(abi.ALLOC.size + count * abi.REFERENCE.size, abi.ALLOC.size + 8))
-        abi.ALLOC.pack_into(argument, 0, domid, flags, count, 0)
-        self._file.ioctl(abi.ALLOC_GREF, argument)
-        _, _, _, index = abi.ALLOC.unpack_from(argument)
-        given = memoryview(argument)[abi.ALLOC.size : abi.ALLOC.size + count * abi.REFERENCE.size]
-        return index, _as_range(given.cast("I").tolist())
+        return self._file.alloc_gref(domid, flags, count)
 
     def dealloc_gref(self, index: int, count: int) -> None:
         """DEALLOC_GREF: what is mapped, here or there, stays until it is unmapped. BadReferenceError (EINVAL)."""
         _check(0 <= index < 1 << 64 and 0 <= count < 1 << 32, f"dealloc_gref({index}, {count})", "u64 and u32")
-        self._file.ioctl(abi.DEALLOC_GREF, bytearray(abi.DEALLOC.pack(index, count)))
+        self._file.dealloc_gref(index, count)
 
     def mmap(
         self,
@@ -168,11 +163,4 @@ class Gntalloc:
 def _check(holds: bool, call: str, wanted: str) -> None:
     if not holds:
         raise ArgumentError(f"gntalloc: {call}: pass {wanted}")
-
-
-def _as_range(numbers: list[int]) -> Sequence[int]:
-    """The hypervisor gives consecutive ones; Xen need not."""
-    first = numbers[0] if numbers else 0
-    whole = range(first, first + len(numbers))
-    return whole if numbers == list(whole) else numbers
 

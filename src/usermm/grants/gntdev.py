@@ -11,8 +11,7 @@ from typing import Literal, Self
 
 from usermm._core import Memory, buffer_range
 from usermm.errors import ArgumentError, DeviceError
-from usermm.grants.files import PAGE_BYTES, DeviceFile
-from usermm.grants.foreign import Reference
+from usermm.grants.files import PAGE_BYTES, GntdevFile, Reference
 from usermm.grants.local_gntdev import MappedGrants
 from usermm.uapi import xen_gntdev as abi
 from usermm.uapi.xen_gntdev import GrantStatus
@@ -56,7 +55,7 @@ class Copy:
 class Gntdev:
     """An open gntdev file. Any thread may call anything."""
 
-    def __init__(self, file: DeviceFile, personality: Personality = "mainline") -> None:
+    def __init__(self, file: GntdevFile, personality: Personality = "mainline") -> None:
         self._file = file
         self.personality: Personality = personality
         """Which device's contract: Linux' of today, or that of 2007."""
@@ -85,19 +84,10 @@ class Gntdev:
 
     def map_grant_ref(self, references: Sequence[Reference]) -> int:
         """MAP_GRANT_REF: the index to map them at. They are looked at when they are mapped, not now."""
-        try:
-            packed = b"".join(abi.REFERENCE.pack(*reference) for reference in references)
-        except Exception as error:
-            text = f"gntdev: map_grant_ref: references are pairs of u32 (domid, reference): {error}"
-            raise ArgumentError(text) from None
-        if self.personality == "mainline":
-            argument = bytearray(abi.MAP.pack(len(references), 0) + packed.ljust(abi.REFERENCE.size, b"\0"))
-            self._file.ioctl(abi.MAP_GRANT_REF, argument)
-            return int(abi.MAP.unpack_from(argument)[1])
-        memory = bytearray(packed or b"\0")  # read through its address during the call
-        argument = bytearray(abi.MAP_2007.pack(len(references), buffer_range(memory)[0], 0))
-        self._file.ioctl(abi.MAP_GRANT_REF, argument)
-        return int(abi.MAP_2007.unpack_from(argument)[2])
+        for reference in references:
+            if not (isinstance(reference, tuple) and len(reference) == 2 and all(map(_is_u32, reference))):
+                raise ArgumentError(f"gntdev: map({reference!r:.60}): references are pairs of u32: (domid, reference)")
+        return self._file.map_grant_ref(references)
 
     def mmap(
         self, index: int, count: int, prot: int = _mmap.PROT_READ, flags: int = _mmap.MAP_SHARED
@@ -108,8 +98,7 @@ class Gntdev:
 
     def unmap_grant_ref(self, index: int, count: int) -> None:
         """UNMAP_GRANT_REF: forgets what map_grant_ref gave. Of 2007 EBUSY while it is mapped."""
-        layout = abi.UNMAP if self.personality == "mainline" else abi.UNMAP_2007
-        self._file.ioctl(abi.UNMAP_GRANT_REF, bytearray(layout.pack(index, count)))
+        self._file.unmap_grant_ref(index, count)
 
     def get_offset_for_vaddr(self, address: int) -> tuple[int, int]:
         """GET_OFFSET_FOR_VADDR: (index, count of pages) of the mapping at `address`; of 2007 only of its first byte."""
@@ -164,6 +153,10 @@ class Gntdev:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_u32(number: object) -> bool:
+    return isinstance(number, int) and 0 <= number < 1 << 32
 
 
 def _segment(wanted: Copy) -> bytes:

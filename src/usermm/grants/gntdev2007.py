@@ -18,6 +18,7 @@ from usermm.grants import user_memory
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.foreign import Foreign
 from usermm.grants.local_gntdev import MappedGrants
+from usermm.grants.packed import PackedGntdev2007
 from usermm.grants.session import Refusal
 from usermm.grants.slots import Slots
 from usermm.uapi import xen_gntdev as abi
@@ -48,7 +49,7 @@ class _Mapped:
         return memory is None or not memory.is_mapped
 
 
-class LocalGntdev2007:
+class LocalGntdev2007(PackedGntdev2007):
     """An open gntdev file of 2007. Any thread may call anything; a forked child gets ForkedError (ECHILD)."""
 
     def __init__(self, foreign: Foreign) -> None:

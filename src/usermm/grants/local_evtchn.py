@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from usermm._core import Memory
 from usermm.errors import DeviceError, WouldBlockError, grant_refused
@@ -97,7 +97,7 @@ class LocalEvtchn:
         self.unmask(port for (port,) in xen_evtchn.PORT.iter_unpack(data[:length]))
         return length
 
-    def mmap(self, length: int, prot: int, flags: int, offset: int) -> Memory:
+    def mmap(self, length: int, prot: int, flags: int, offset: int, kind: Any = Memory) -> Any:  # noqa: ARG002
         """Always raises DeviceError (ENODEV): there is nothing to map."""
         raise grant_refused(errno.ENODEV, f"mmap(evtchn, {length}, {prot}, {flags}, {offset}): it has no memory")
 

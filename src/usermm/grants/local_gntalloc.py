@@ -12,7 +12,7 @@ import mmap as _mmap
 import os
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from usermm.errors import ArgumentError, DeviceError, grant_refused
@@ -35,12 +35,12 @@ class Limit:
         self._used = 0
         self._lock = threading.RLock()  # a finalizer can come in between
 
-    def take(self, pages: int, call: str) -> None:
+    def take(self, pages: int, domid: int) -> None:
         """Raises QuotaError (ENOSPC)."""
         with self._lock:
             if self._used + pages > self.pages:
-                text = f"{call}: {self._used} of {self.pages} pages are in use: deallocate some, or open with limit="
-                raise grant_refused(errno.ENOSPC, text)
+                text = f"gntalloc: ALLOC_GREF({pages} pages for domain {domid}): {self._used} of {self.pages} used: "
+                raise grant_refused(errno.ENOSPC, text + "deallocate some, or make the Domain with a higher limit")
             self._used += pages
 
     def give_back(self, pages: int) -> None:
@@ -184,16 +184,22 @@ class LocalGntalloc:
             raise grant_refused(errno.EINVAL, f"{call}: pass a count above 0")
         if len(room) < count * abi.REFERENCE.size:
             raise grant_refused(errno.EFAULT, f"{call}: only {len(room)} bytes for references came")
-        self._limit.take(count, call)
+        index, references = self.alloc_gref(domid, flags, count)
+        abi.ALLOC.pack_into(argument, 0, domid, flags, count, index)
+        room[: count * abi.REFERENCE.size] = memoryview(array("I", references)).cast("B")
+
+    def alloc_gref(self, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
+        """ALLOC_GREF. QuotaError (ENOSPC), PermissionDeniedError (EACCES), BadReferenceError (EINVAL)."""
+        self._check_open("ALLOC_GREF")
+        self._limit.take(count, domid)
         try:
             with self._lock:
                 allocated = self._allocate(domid, bool(flags & abi.WRITABLE), count)
         except BaseException:
             self._limit.give_back(count)
             raise
-        first, page = allocated.first_reference, allocated.first_page
-        abi.ALLOC.pack_into(argument, 0, domid, flags, count, page * PAGE_BYTES)
-        room[: count * abi.REFERENCE.size] = memoryview(array("I", range(first, first + count))).cast("B")
+        first = allocated.first_reference
+        return allocated.first_page * PAGE_BYTES, range(first, first + count)
 
     def _allocate(self, domid: int, writable: bool, count: int) -> _Allocated:
         page = self._next_page
@@ -212,7 +218,11 @@ class LocalGntalloc:
         return allocated
 
     def _dealloc_gref(self, argument: bytearray | memoryview) -> None:
-        index, count = abi.DEALLOC.unpack_from(argument)
+        self.dealloc_gref(*abi.DEALLOC.unpack_from(argument))
+
+    def dealloc_gref(self, index: int, count: int) -> None:
+        """DEALLOC_GREF. BadReferenceError (EINVAL)."""
+        self._check_open("DEALLOC_GREF")
         call = f"gntalloc: DEALLOC_GREF(index {index:#x}, {count} pages)"
         with self._lock:
             parts = list(self._find(index, count, errno.EINVAL, call))

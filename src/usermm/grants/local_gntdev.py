@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import errno
 import mmap as _mmap
+import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from usermm.errors import ArgumentError, DeviceError, grant_refused
 from usermm.grants import user_memory
 from usermm.grants.copying import copy_segments
-from usermm.grants.files import PAGE_BYTES
-from usermm.grants.foreign import Foreign, ForeignMemory, Reference
+from usermm.grants.files import PAGE_BYTES, Reference
+from usermm.grants.foreign import Foreign, ForeignMemory
 from usermm.grants.session import Refusal
 from usermm.uapi import xen_gntdev as abi
 
@@ -55,6 +57,7 @@ class LocalGntdev:
         self._foreign = foreign
         self._maps: dict[int, _Map] = {}
         self._next_page = 0
+        self._lock = threading.Lock()
         self._mapped: weakref.WeakSet[MappedGrants] = weakref.WeakSet()
         self._closed = False
         self._calls = {
@@ -133,14 +136,28 @@ class LocalGntdev:
         if len(inline) < count * abi.REFERENCE.size:
             text = f"gntdev: MAP_GRANT_REF({count} references): only {len(inline)} bytes of them came"
             raise grant_refused(errno.EFAULT, text)
-        references = tuple(abi.REFERENCE.iter_unpack(inline[: count * abi.REFERENCE.size]))
-        first = self._next_page
-        self._next_page += count
-        self._maps[first] = _Map(first, references)
-        abi.MAP.pack_into(argument, 0, count, first * PAGE_BYTES)
+        index = self.map_grant_ref(tuple(abi.REFERENCE.iter_unpack(inline[: count * abi.REFERENCE.size])))
+        abi.MAP.pack_into(argument, 0, count, index)
+
+    def map_grant_ref(self, references: Sequence[Reference]) -> int:
+        """MAP_GRANT_REF. BadReferenceError (EINVAL): none, or more than 65536."""
+        self._check_open("MAP_GRANT_REF")
+        count = len(references)
+        if not 0 < count <= abi.MOST_GRANTS:
+            text = f"gntdev: MAP_GRANT_REF({count} references): pass 1 to {abi.MOST_GRANTS}"
+            raise grant_refused(errno.EINVAL, text)
+        with self._lock:
+            first = self._next_page
+            self._next_page += count
+        self._maps[first] = _Map(first, tuple(references))
+        return first * PAGE_BYTES
 
     def _unmap_grant_ref(self, argument: bytearray | memoryview) -> None:
-        index, count = abi.UNMAP.unpack_from(argument)
+        self.unmap_grant_ref(*abi.UNMAP.unpack_from(argument))
+
+    def unmap_grant_ref(self, index: int, count: int) -> None:
+        """UNMAP_GRANT_REF. BadReferenceError (ENOENT)."""
+        self._check_open("UNMAP_GRANT_REF")
         found = self._maps.get(index // PAGE_BYTES)
         if found is None or index % PAGE_BYTES or found.count != count:
             text = f"gntdev: UNMAP_GRANT_REF(index {index:#x}, {count} pages): no MAP_GRANT_REF gave these together"

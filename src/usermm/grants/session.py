@@ -6,6 +6,7 @@ import collections
 import errno
 import json
 import os
+import select
 import socket
 import threading
 from typing import Any
@@ -16,6 +17,7 @@ from usermm.hypercalls.wire import Operation
 
 _CMSG_CLOEXEC = 0x40000000  # MSG_CMSG_CLOEXEC, recvmsg(2): no descriptor leaks into a program started meanwhile
 _ANCILLARY_BYTES = socket.CMSG_SPACE(wire.MOST_DESCRIPTORS * 4)
+_ENDED = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _NOT_THERE = (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR)
 
 
@@ -41,6 +43,8 @@ class Session:
         """Connects. Raises HypervisorGoneError (ECONNREFUSED, ENOENT) where no hypervisor listens at `path`."""
         self.path = path
         self._stream = _connect(path)
+        self._poll = select.poll()
+        self._poll.register(self._stream, 0)
         self._lock = threading.Lock()
         self._told: collections.deque[bytes] = collections.deque()
         self._serial = 0
@@ -76,13 +80,11 @@ class Session:
         if os.getpid() != self._owner:
             raise ForkedError(errno.ECHILD, "the domain is the parent's: open one in this child")
         try:
-            if self._stream.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                return
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise self._gone(error) from None
-        raise self._gone(None)
+            found = self._poll.poll(0)
+        except RuntimeError:  # another thread is inside, with this same question
+            found = []
+        if self.closed or any(events & _ENDED for _, events in found):
+            raise self._gone(None)
 
     def tell(self, operation: Operation, payload: bytes) -> None:
         """Sends a request that has no reply. Never waits for another thread and never fails: finalizers call it.

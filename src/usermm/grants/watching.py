@@ -11,6 +11,8 @@ import ctypes
 import os
 import weakref
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
 from usermm import _core
 from usermm._core import Memory
@@ -122,6 +124,14 @@ class WatchedMemory(Memory):
             return
         self._unwatch(still_mapped=False)
         self._let_go(wait=wait)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def keep(self, offset: int, length: int) -> None:
         """From here on these bytes are this process's own, at the same address; nobody else's memory any more."""

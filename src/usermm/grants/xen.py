@@ -10,6 +10,7 @@ from typing import Any
 
 from usermm._core import Memory
 from usermm.errors import UnavailableError, grant_refused
+from usermm.grants.packed import PackedGntalloc, PackedGntdev
 
 _MODULES = {"gntdev": "xen-gntdev", "gntalloc": "xen-gntalloc", "evtchn": "xen-evtchn"}
 
@@ -82,6 +83,14 @@ class XenFile:
 
     def _refused(self, error: OSError, call: str) -> Exception:
         return grant_refused(error.errno or errno.EIO, f"{self._name}: {call}: {error.strerror} (from Xen)")
+
+
+class XenGntalloc(XenFile, PackedGntalloc):
+    """An open /dev/xen/gntalloc."""
+
+
+class XenGntdev(XenFile, PackedGntdev):
+    """An open /dev/xen/gntdev."""
 
 
 def _cure(error: OSError, name: str) -> str:

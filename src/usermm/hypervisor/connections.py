@@ -82,6 +82,14 @@ class Connection:
             self._unsent = None
         self._gone(self)
 
+    def forget(self) -> None:
+        """In a forked child: closes its descriptors."""
+        self._stream.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        if self._unsent is not None:
+            _close_all(self._unsent[1])
+
     def _on_readable(self) -> None:
         for _ in range(_PACKETS_A_TURN):
             try:

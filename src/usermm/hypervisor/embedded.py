@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,11 +11,13 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from usermm.hypervisor import turns
 from usermm.hypervisor.audit import Audit
 from usermm.hypervisor.incarnation import Incarnation
 from usermm.hypervisor.listener import Listener, make_directory
 from usermm.hypervisor.policy import Policy
 from usermm.hypervisor.server import Server
+from usermm.hypervisor.turns import Turns
 
 _TRAVERSABLE = 0o711  # other users' domains may connect too; what is in there they cannot list
 
@@ -24,7 +27,8 @@ class Hypervisor:
 
     `socket` is the path where it listens, by default one in a directory of its own. `policy` is a `Policy`, or the
     path of a policy file. Domains of other users are isolated from each other, but a domain of this user is not
-    isolated from anything: see Domain.is_isolated_from. `usermm hypervisor` runs one as a user of its own.
+    isolated from anything: see Domain.is_isolated_from. `usermm hypervisor` runs one as a user of its own. A forked
+    child has none of it: there, close() does nothing.
 
     Raises UsermmError when another one listens there, PolicyError for a policy that cannot be read.
     """
@@ -48,22 +52,26 @@ class Hypervisor:
         self.socket = os.path.abspath(socket)
         """Where domains connect: `Domain(hypervisor.socket)`."""
         make_directory(self.socket)
-        self._claim = Incarnation(self.socket)
-        try:
+        with contextlib.ExitStack() as undo:
+            self._claim = Incarnation(self.socket)
+            undo.callback(self._claim.close)
             self._listener = Listener(self.socket, locked=self._claim.locked)
+            undo.callback(self._listener.close)
             self._audit = Audit(audit)
-        except BaseException:
-            self._claim.close()
-            raise
+            undo.pop_all()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: Server | None = None
         self._policy = policy
         started = threading.Event()
-        self._thread = threading.Thread(
-            target=asyncio.run, args=(self._serve(started),), name="usermm hypervisor", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(started,), name="usermm hypervisor", daemon=True)
         self._thread.start()
         started.wait()
+        turns.add(self)
+
+    def _run(self, started: threading.Event) -> None:
+        self.turns = Turns()
+        with asyncio.Runner(loop_factory=self.turns.loop) as runner:
+            runner.run(self._serve(started))
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
@@ -78,12 +86,22 @@ class Hypervisor:
         loop, server, self._server = self._loop, self._server, None
         if loop is None or server is None:
             return
+        turns.remove(self)
         loop.call_soon_threadsafe(server.stop)
         self._thread.join()
         self._listener.close()
         self._audit.close()
         self._claim.close()
         self._remove_directory()
+
+    def forget(self) -> None:
+        """In a forked child: it is the parent's."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.forget()
+            self.turns.forget()
+            self._listener.socket.close()
+            self._claim.forget()
 
     def _remove_directory(self) -> None:
         if self._directory is not None:

@@ -61,6 +61,12 @@ class Incarnation:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def forget(self) -> None:
+        """In a forked child: the name stays the parent's."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
     def __enter__(self) -> Self:
         return self
 

@@ -77,6 +77,14 @@ class Server:
         """Ends run(); from the loop's own thread."""
         self._stopping.set()
 
+    def forget(self) -> None:
+        """In a forked child: closes all descriptors, and nothing is said to anybody."""
+        for connection in [*self._connections.values(), *self._strangers]:
+            connection.forget()
+        self.ports.close_all()
+        self.grants.holding.close()
+        self.store.forget()
+
     def _table(self) -> dict[int, Handler]:
         granting, mapping, ports = self.grants.granting, self.grants.mapping, self.ports
         return {

@@ -58,7 +58,7 @@ class ModelGntalloc:
         writable = bool(flags & uapi.WRITABLE)
         uapi.ALLOC.pack_into(argument, 0, grantee, flags, count, self._next_index)
         for position in range(count):
-            grant = self._domain.grant(grantee, writable=writable, siblings=count)
+            grant = self._domain.grant(grantee, writable=writable)
             grant.local_users += 1
             self._listed[self._next_index] = _Listed(grant)
             self._next_index += PAGE_BYTES

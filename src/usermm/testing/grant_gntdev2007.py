@@ -85,7 +85,7 @@ class ModelGntdev2007:
         """A single grant: the slot freed last. More: the next range that fits, from where the last one ended."""
         if count == 1 and self._free:
             return self._free[-1]
-        starts = [*range(self._next_fit, SLOTS_2007), *range(self._next_fit)] if count > 1 else []
+        starts: list[int] = [*range(self._next_fit, SLOTS_2007), *range(self._next_fit)] if count > 1 else []
         for start in starts:
             run = self.slots[start : start + count]
             if len(run) == count and all(slot.state is State.INVALID for slot in run):

@@ -11,7 +11,7 @@ from usermm.errors import from_errno
 from usermm.testing.grant_channels import EventChannels
 from usermm.testing.grant_memory import ModelMapping, Page, UserMemory
 from usermm.uapi.xen_gntalloc import FIRST_REFERENCE, LIMIT_PAGES
-from usermm.uapi.xen_gntdev import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT, GrantStatus
+from usermm.uapi.xen_gntdev import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT, PAGE_BYTES, GrantStatus
 
 DOMID_FIRST_RESERVED = 0x7FF0
 
@@ -45,8 +45,6 @@ class Grant:
     grantee: int
     page: Page
     writable: bool
-    siblings: int = 1
-    """How many pages were granted in the same call."""
     ended: bool = False
     revoked: bool = False
     local_users: int = 0
@@ -75,9 +73,9 @@ class ModelDomain:
         self.limit_pages = LIMIT_PAGES
         self.next_reference = FIRST_REFERENCE
 
-    def grant(self, grantee: int, *, writable: bool, siblings: int = 1) -> Grant:
+    def grant(self, grantee: int, *, writable: bool) -> Grant:
         """A fresh page of zeros and its entry, under a reference that was never used before."""
-        entry = Grant(self.next_reference, self, grantee, Page(4096), writable, siblings)
+        entry = Grant(self.next_reference, self, grantee, Page(PAGE_BYTES), writable)
         self.grants[entry.reference] = entry
         self.next_reference += 1
         return entry
@@ -93,10 +91,7 @@ class ModelDomain:
             self.grants.pop(entry.reference, None)
 
     def revoke(self, reference: int) -> None:
-        """Takes the page back: the grantor keeps its content, the grantee reads zeros.
-
-        A read-only page that was granted alone is gone for the grantee instead: touching it faults.
-        """
+        """Takes the page back: the grantor keeps its content, the grantee reads zeros."""
         entry = self.grants.get(reference)
         if entry is None or entry.ended:
             raise from_errno(errno.EINVAL, f"revoke({reference}): not granted")
@@ -104,7 +99,7 @@ class ModelDomain:
         kept = Page(entry.page)
         for mapping, index in entry.local:
             mapping.pages[index] = kept
-        left = None if not entry.writable and entry.siblings == 1 else Page(4096)
+        left = Page(PAGE_BYTES)
         for mapping, index in entry.remote:
             mapping.pages[index] = left
         self.settle(entry)
@@ -175,9 +170,9 @@ class GrantMachine:
             error.index = index
             raise
 
-    def notify(self, domain: ModelDomain, what: Notification, page: Page | None) -> None:
+    def notify(self, domain: ModelDomain, what: Notification, page: Page) -> None:
         """Carries out an unmap notification of `domain`."""
-        if what.action & NOTIFY_CLEAR_BYTE and page is not None:
+        if what.action & NOTIFY_CLEAR_BYTE:
             page[what.byte] = 0
         if what.action & NOTIFY_SEND_EVENT:
             self.channels.send(domain.domid, what.port)

@@ -15,9 +15,9 @@ Page = bytearray
 
 
 class ModelMapping:
-    """Whole pages at one address. A page that is None was taken away: touching it is what SIGBUS is to a program."""
+    """Whole pages at one address."""
 
-    def __init__(self, address: int, pages: list[Page | None], *, writable: bool, inherit: bool) -> None:
+    def __init__(self, address: int, pages: list[Page], *, writable: bool, inherit: bool) -> None:
         self.address = address
         self.pages = pages
         self.writable = writable
@@ -40,7 +40,7 @@ class UserMemory:
         self._mappings: list[ModelMapping] = []
         self._next = _FIRST_ADDRESS
 
-    def map(self, pages: list[Page | None], *, writable: bool, inherit: bool = True) -> ModelMapping:
+    def map(self, pages: list[Page], *, writable: bool, inherit: bool = True) -> ModelMapping:
         """Maps `pages` side by side."""
         mapping = ModelMapping(self._next, pages, writable=writable, inherit=inherit)
         self._mappings.append(mapping)
@@ -73,7 +73,7 @@ class UserMemory:
         return next((each for each in self._mappings if each.address <= address < each.end), None)
 
     def read(self, address: int, length: int) -> bytes:
-        """DeviceError EFAULT: a byte of it is not mapped, or was taken away."""
+        """DeviceError EFAULT: a byte of it is not mapped."""
         return b"".join(bytes(page[start:end]) for page, start, end in self._parts(address, length, writing=False))
 
     def write(self, address: int, data: bytes) -> None:
@@ -98,11 +98,8 @@ class UserMemory:
             if mapping is None or (writing and not mapping.writable):
                 raise _fault(position)
             index, start = divmod(position - mapping.address, PAGE_BYTES)
-            page = mapping.pages[index]
-            if page is None:
-                raise _fault(position)
             stop = min(PAGE_BYTES, start + end - position)
-            parts.append((page, start, stop))
+            parts.append((mapping.pages[index], start, stop))
             position += stop - start
         return parts
 

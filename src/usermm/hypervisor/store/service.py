@@ -114,6 +114,10 @@ class Store:
         """Ends all watches."""
         self._parts.watches.close()
 
+    def forget(self) -> None:
+        """In a forked child: the watches are the parent's."""
+        self._parts.watches.forget()
+
     @staticmethod
     def _named(domain: DomainRecord) -> str:
         return paths.below(layout.NAMES, domain.name)

@@ -107,6 +107,12 @@ class Watches:
         for domid in tuple(self._by_domain):
             self.domain_gone(domid)
 
+    def forget(self) -> None:
+        """In a forked child: closes its descriptors."""
+        for own in self._by_domain.values():
+            for watch in own.values():
+                watch.stream.close()
+
     def _push(self, watch: Watch, path: str) -> None:
         if not watch.waiting:
             try:

@@ -1,0 +1,1 @@
+"""Byte streams and arrays between two domains, on persistent grants and an event channel."""

@@ -1,0 +1,273 @@
+"""`Channel`: what most people want: a byte stream, messages and arrays between two domains."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from usermm.channels import arrays, rendezvous
+from usermm.channels.aio import AsyncCalls
+from usermm.channels.arrays import Slot
+from usermm.channels.listener import Listener
+from usermm.channels.rings import WANTS_BYTES, WANTS_MESSAGE, WANTS_ROOM, WANTS_SLOT, Geometry, Incoming, Outgoing, Side
+from usermm.channels.waiting import Sleeper
+from usermm.errors import ArgumentError, ClosedError, DeviceError
+from usermm.grants.waiter import Waiter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from usermm.grants.domain import Domain
+
+SLOTS = 4
+SLOT_BYTES = 64 << 10
+STREAM_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What a peer that went had not confirmed. Nothing of it is sent again: whoever knows what it meant decides."""
+
+    not_taken: int
+    """Messages that were sent and that it never took."""
+    not_returned: int
+    """Messages that it took and had not given back: it may have used them, or not."""
+    stream_bytes: int
+    """Bytes of the stream that it had not taken."""
+
+
+class Channel(AsyncCalls):
+    """A connection to one other domain, which is not trusted: what it writes is looked at before it is used.
+
+    Each direction has a stream of bytes, and messages (bytes or arrays) in slots of granted memory, which are handed
+    over without a copy. The two keep their order, each for itself. One thread at a time sends, one receives; views may
+    be let go by any. `timeout`: seconds, None waits for ever, 0 does not wait; TimeoutError.
+
+    Every call raises PeerGoneError (EPIPE) at once when the peer ends, also while it waits; what the peer sent before
+    can still be received. ProtocolError (EPROTO): the peer wrote nonsense. ClosedError after close().
+    """
+
+    def __init__(
+        self, domain: Domain, peer: int, shared: rendezvous.Shared, side: Side, port: Waiter, name: str,
+        called: int | str | None = None,
+    ) -> None:
+        self._domain, self._called = domain, called
+        self.name = name
+        """What was listened for."""
+        self._use(peer, shared, side, port)
+
+    def _use(self, peer: int, shared: rendezvous.Shared, side: Side, port: Waiter) -> None:
+        self.peer = peer
+        """The other domain's number."""
+        self._shared, self._side, self._port = shared, side, port
+        own = shared.side()
+        self._out = Outgoing(own, side, port.notify)
+        self._in = Incoming(own, side, port.notify)
+        self._sleeper = Sleeper(port, own.control)
+        self._closed = False
+
+    @classmethod
+    def listen(
+        cls, domain: Domain, name: str, peer: int | None = None, *, slots: int = SLOTS, slot_bytes: int = SLOT_BYTES,
+        stream_bytes: int = STREAM_BYTES,
+    ) -> Listener:
+        """Lets domain `peer`, or any, connect to `name`; the sizes are of what this side sends on each channel.
+
+        Raises GrantError (EEXIST): this domain listens for it already; QuotaError of the store.
+        """
+        return Listener(domain, name, peer, geometry(slots, slot_bytes, stream_bytes), cls)
+
+    @classmethod
+    def connect(
+        cls, domain: Domain, peer: int | str, name: str, timeout: float | None = None, *, slots: int = SLOTS,
+        slot_bytes: int = SLOT_BYTES, stream_bytes: int = STREAM_BYTES,
+    ) -> Self:
+        """A channel to the listener `name` of `peer`, a domid or a domain's name, once it is there and accepts.
+
+        The sizes are of what this side sends: `slots` messages of `slot_bytes` can be under way or held at a time.
+        Raises TimeoutError; PeerGoneError (ECONNREFUSED): it does not want this domain; QuotaError: the domain's
+        pages are used up: open it with `Domain(limit=...)`.
+        """
+        sizes = geometry(slots, slot_bytes, stream_bytes)
+        return cls(domain, *rendezvous.ask(domain, peer, name, sizes, _deadline(timeout)), name, peer)
+
+    def reconnect(self, timeout: float | None = None) -> Lost:
+        """Connects anew to the same peer, by the name or number that connect() was given; says what was lost.
+
+        For the side that connected; the other one accepts a new channel. What was received and is held stays as it is.
+        """
+        if self._called is None:
+            raise ArgumentError("reconnect: this side accepted the channel: accept() a new one")
+        lost = self.lost()
+        sizes = self._shared.geometry
+        self.close()
+        self._use(*rendezvous.ask(self._domain, self._called, self.name, sizes, _deadline(timeout)))
+        return lost
+
+    def lost(self) -> Lost:
+        """What the peer has not confirmed so far; after its end, what was lost."""
+        self._check()
+        return Lost(*self._out.unconfirmed())
+
+    # The stream
+
+    def send(self, data: Any, timeout: float | None = None) -> None:
+        """All bytes of `data`, waiting for room. On TimeoutError a part was sent: its `sent` says how many bytes."""
+        with memoryview(data) as given, given.cast("B") as view:
+            sent = 0
+            try:
+                self._check_peer("send")
+                deadline = _deadline(timeout)
+                while sent < len(view):
+                    left_s = None if timeout is None else max(0.0, deadline - time.monotonic())
+                    rest = view[sent:]
+                    sent += self._sleeper.until(lambda rest=rest: self._put(rest), WANTS_ROOM, left_s, "send")  # type: ignore[misc]
+            except OSError as error:
+                error.sent = sent  # type: ignore[attr-defined]
+                raise
+
+    def receive(self, most: int = 65536, timeout: float | None = None) -> bytes:
+        """Between 1 and `most` bytes of the stream, as soon as there are some."""
+        if most < 1:
+            raise ArgumentError(f"receive({most}): ask for one byte at least")
+        self._check()
+        return self._sleeper.until(lambda: self._in.take(most) or None, WANTS_BYTES, timeout, "receive")
+
+    def receive_exactly(self, count: int, timeout: float | None = None) -> bytes:
+        """`count` bytes of the stream. On an error those that came are lost: its `received` has them."""
+        parts, missing, deadline = [], count, _deadline(timeout)
+        try:
+            while missing:
+                left_s = None if timeout is None else max(0.0, deadline - time.monotonic())
+                parts.append(self.receive(missing, left_s))
+                missing -= len(parts[-1])
+        except OSError as error:
+            error.received = b"".join(parts)  # type: ignore[attr-defined]
+            raise
+        return b"".join(parts)
+
+    # Messages and arrays
+
+    def loan(self, wanted: int | tuple[int, ...], dtype: Any = None, *, timeout: float | None = None) -> Slot:
+        """A slot of granted memory to fill in and send: `wanted` bytes, or a shape with a NumPy `dtype`.
+
+        Waits while all slots are out: that is how a slow receiver slows the sender. Its memory has what was in it.
+        """
+        length, code, shape = arrays.extent(wanted, dtype, self._out.slot_bytes)
+        self._check_peer("loan")
+        number = self._out.take_slot()
+        if number is None:
+            number = self._sleeper.until(self._out.take_slot, WANTS_SLOT, timeout, "loan")
+        return Slot(self._out, number, length, code, shape)
+
+    def send_message(self, data: Any, timeout: float | None = None) -> int:
+        """A copy of `data` (bytes-like) as one message; its number, from 1."""
+        with memoryview(data) as given, given.cast("B") as view:
+            slot = self.loan(len(view), timeout=timeout)
+            slot.view[:] = view
+        return slot.send()
+
+    def send_array(self, array: Any, timeout: float | None = None) -> int:
+        """A copy of a NumPy array as one message; its number. To send without a copy fill in a loan()."""
+        slot = self.loan(array.shape, array.dtype, timeout=timeout)
+        slot.array[...] = array
+        return slot.send()
+
+    def receive_message(self, timeout: float | None = None, *, copy: bool = False) -> memoryview | bytes:
+        """The next message, read-only, where it is; the slot goes back with its last view. `copy`: as bytes.
+
+        The sender can change what it sent, or take the memory back, and then touching a view ends this process with
+        SIGBUS. `copy=True` raises PeerGoneError instead, and what was copied is checked and used in peace.
+        """
+        self._check()
+        message = self._sleeper.until(self._in.next, WANTS_MESSAGE, timeout, "receive_message")
+        if not copy:
+            return arrays.held_view(self._in, message)
+        try:
+            return self._in.copy(message)
+        finally:
+            self._in.give_back(message.slot)
+
+    def receive_array(self, timeout: float | None = None, *, copy: bool = False) -> np.ndarray[Any, Any]:
+        """The next message as an array, read-only, where it is; otherwise as receive_message.
+
+        The slot goes back when the last view of the array is gone: `del` it, or let the function return.
+        """
+        self._check()
+        message = self._sleeper.until(self._in.next, WANTS_MESSAGE, timeout, "receive_array")
+        return arrays.as_array(self._in, message, copy=copy)
+
+    # The end
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    @property
+    def peer_is_gone(self) -> bool:
+        """Whether the peer closed its side or ended; asks the kernel."""
+        return self._closed or self._sleeper.look()
+
+    def fileno(self) -> int:
+        """For poll: readable when the peer has done something, or is gone. It does so only for a side that waits."""
+        self._check()
+        return self._port.fileno()
+
+    def close(self) -> None:
+        """Ends the channel: the peer is told. Views of what was received stay valid. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._sleeper.wake_all()
+        number = self._port.port
+        with contextlib.suppress(DeviceError):
+            self._domain.evtchn.unbind(number)
+        self._port.close()
+        self._out.close()
+        self._in.close()
+        rendezvous.release_side(self._side)
+        self._shared.close()
+
+    def _put(self, data: memoryview) -> int | None:
+        return self._out.put(data) or None
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError(errno.EBADF, "channel: it is closed: connect a new one")
+
+    def _check_peer(self, call: str) -> None:
+        self._check()
+        if self._sleeper.look():
+            self._sleeper.refuse(call)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Channel {self.name!r} to domain {self.peer}{', closed' if self._closed else ''}>"
+
+
+def geometry(slots: int, slot_bytes: int, stream_bytes: int) -> Geometry:
+    """Sizes in whole pages; the stream's is rounded up to a power of two. Raises ArgumentError."""
+    page = rendezvous.PAGE
+    pages = -(-stream_bytes // page)
+    made = Geometry(slots, -(-slot_bytes // page), 1 << max(0, pages - 1).bit_length())
+    made.check()
+    return made
+
+
+def _deadline(timeout: float | None) -> float:
+    if timeout is not None and not timeout >= 0:
+        raise ArgumentError(f"timeout must be None or at least 0 seconds, not {timeout}")
+    return math.inf if timeout is None else time.monotonic() + timeout

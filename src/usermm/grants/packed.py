@@ -1,0 +1,62 @@
+"""The devices' requests as calls with arguments, over a file that has only their bytes: a real Xen's, or of 2007."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from usermm._core import buffer_range
+from usermm.grants.files import Reference
+from usermm.uapi import xen_gntalloc, xen_gntdev
+
+
+class _File(Protocol):
+    def ioctl(self, request: int, argument: bytearray | memoryview, /) -> int: ...
+
+
+class PackedGntalloc:
+    """ALLOC_GREF and DEALLOC_GREF."""
+
+    def alloc_gref(self: _File, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
+        """The index and the references."""
+        layout = xen_gntalloc.ALLOC
+        references = count * xen_gntalloc.REFERENCE.size
+        argument = bytearray(layout.pack(domid, flags, count, 0) + bytes(max(references, 8)))
+        self.ioctl(xen_gntalloc.ALLOC_GREF, argument)
+        _, _, _, index = layout.unpack_from(argument)
+        return index, memoryview(argument)[layout.size : layout.size + references].cast("I").tolist()
+
+    def dealloc_gref(self: _File, index: int, count: int) -> None:
+        """Whole pages of allocations."""
+        self.ioctl(xen_gntalloc.DEALLOC_GREF, bytearray(xen_gntalloc.DEALLOC.pack(index, count)))
+
+
+class PackedGntdev:
+    """MAP_GRANT_REF and UNMAP_GRANT_REF of Linux today."""
+
+    def map_grant_ref(self: _File, references: Sequence[Reference]) -> int:
+        """The index."""
+        packed = b"".join(xen_gntdev.REFERENCE.pack(*reference) for reference in references)
+        argument = bytearray(xen_gntdev.MAP.pack(len(references), 0) + packed.ljust(xen_gntdev.REFERENCE.size, b"\0"))
+        self.ioctl(xen_gntdev.MAP_GRANT_REF, argument)
+        return int(xen_gntdev.MAP.unpack_from(argument)[1])
+
+    def unmap_grant_ref(self: _File, index: int, count: int) -> None:
+        """What one MAP_GRANT_REF gave."""
+        self.ioctl(xen_gntdev.UNMAP_GRANT_REF, bytearray(xen_gntdev.UNMAP.pack(index, count)))
+
+
+class PackedGntdev2007:
+    """The same of 2007, whose references are behind a pointer."""
+
+    def map_grant_ref(self: _File, references: Sequence[Reference]) -> int:
+        """The index: a slot's number times the page size."""
+        packed = b"".join(xen_gntdev.REFERENCE.pack(*reference) for reference in references)
+        memory = bytearray(packed or b"\0")  # read through its address during the call
+        argument = bytearray(xen_gntdev.MAP_2007.pack(len(references), buffer_range(memory)[0], 0))
+        self.ioctl(xen_gntdev.MAP_GRANT_REF, argument)
+        return int(xen_gntdev.MAP_2007.unpack_from(argument)[2])
+
+    def unmap_grant_ref(self: _File, index: int, count: int) -> None:
+        """Any slots that are not mapped."""
+        self.ioctl(xen_gntdev.UNMAP_GRANT_REF, bytearray(xen_gntdev.UNMAP_2007.pack(index, count)))
