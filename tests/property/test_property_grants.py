@@ -9,6 +9,7 @@ from conformance.grants_world_model import ModelWorld, _Domain
 from hypothesis import settings
 from hypothesis.stateful import invariant
 from property.grants_side_by_side import GrantsSideBySide
+from property.slots_machine import SlotsAgainstModel
 
 from usermm.testing.grant_gntdev2007 import ModelGntdev2007, State
 
@@ -52,3 +53,5 @@ TestModelAlone.settings = settings(max_examples=100, stateful_step_count=50)
 if os.environ.get("USERMM_STRESS") != "1":  # each example starts a hypervisor
     SideBySide.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
 TestSideBySide = SideBySide.TestCase
+
+TestSlotsAgainstModel = SlotsAgainstModel.TestCase

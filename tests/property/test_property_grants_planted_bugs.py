@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
-from property.test_property_grants import SideBySide
+from property.slots_machine import SlotsAgainstModel
 
-from usermm.grants.slots import Slots, State
+from usermm.grants.slots import Slots, State, _Slot
 
 _take = Slots.take
 
@@ -26,11 +27,20 @@ def next_fit_never_moves(self: Slots, references: Sequence[tuple[int, int]], cal
     return first
 
 
+def frees_before_it_has_looked_at_all(self: Slots, first: int, count: int, call: str) -> None:
+    for slot in range(first, first + count):
+        if not 0 <= slot < len(self._slots) or self._slots[slot].state is not State.NOT_YET_MAPPED:
+            raise OSError(errno.EINVAL, call)
+        self._slots[slot] = _Slot()
+        self._free.append(slot)
+
+
 def slots_stay_mapped(self: Slots, first: int, count: int) -> None:
     """After munmap, and after an mmap that failed."""
 
 
 MISTAKES = {
+    "UNMAP frees what comes before the offender": ("free", frees_before_it_has_looked_at_all),
     "the next-fit index is never written": ("take", next_fit_never_moves),
     "slots stay MAPPED": ("unmapped", slots_stay_mapped),
     "the search does not begin anew at a busy slot": ("_range", search_does_not_begin_anew),
@@ -48,4 +58,4 @@ def mistake(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_a_planted_mistake_is_found() -> None:
     """A machine that cannot fail proves nothing."""
     with pytest.raises((AssertionError, IndexError, ValueError)):
-        run_state_machine_as_test(SideBySide, settings=settings.get_profile("usermm-planted"))
+        run_state_machine_as_test(SlotsAgainstModel, settings=settings.get_profile("usermm-planted"))

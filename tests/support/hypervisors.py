@@ -122,7 +122,7 @@ def socket_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def wait_until(holds: Callable[[], bool], limit_s: float, what: Callable[[], object]) -> float:
+def wait_until(holds: Callable[[], bool], limit_s: float, what: Callable[[], object] = str) -> float:
     """How many seconds passed until it holds; AssertionError with `what` after `limit_s`."""
     start = time.monotonic()
     pause_s = 0.0002

@@ -14,10 +14,9 @@ from usermm.channels import arrays, rendezvous
 from usermm.channels.aio import AsyncCalls
 from usermm.channels.arrays import Slot
 from usermm.channels.listener import Listener
-from usermm.channels.rings import WANTS_BYTES, WANTS_MESSAGE, WANTS_ROOM, WANTS_SLOT, Geometry, Incoming, Outgoing, Side
+from usermm.channels.rings import WANTS_BYTES, WANTS_MESSAGE, WANTS_ROOM, WANTS_SLOT, Geometry, Incoming, Outgoing
 from usermm.channels.waiting import Sleeper
 from usermm.errors import ArgumentError, ClosedError, DeviceError
-from usermm.grants.waiter import Waiter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,16 +51,15 @@ class Channel(AsyncCalls):
     can still be received. ProtocolError (EPROTO): the peer wrote nonsense. ClosedError after close().
     """
 
-    def __init__(
-        self, domain: Domain, peer: int, shared: rendezvous.Shared, side: Side, port: Waiter, name: str,
-        called: int | str | None = None,
-    ) -> None:
+    def __init__(self, domain: Domain, met: rendezvous.Met, name: str, called: int | str | None = None) -> None:
+        """Made by connect() and Listener.accept(); `called` is the peer as connect() was given it."""
         self._domain, self._called = domain, called
         self.name = name
         """What was listened for."""
-        self._use(peer, shared, side, port)
+        self._use(met)
 
-    def _use(self, peer: int, shared: rendezvous.Shared, side: Side, port: Waiter) -> None:
+    def _use(self, met: rendezvous.Met) -> None:
+        peer, shared, side, port = met
         self.peer = peer
         """The other domain's number."""
         self._shared, self._side, self._port = shared, side, port
@@ -94,7 +92,7 @@ class Channel(AsyncCalls):
         pages are used up: open it with `Domain(limit=...)`.
         """
         sizes = geometry(slots, slot_bytes, stream_bytes)
-        return cls(domain, *rendezvous.ask(domain, peer, name, sizes, _deadline(timeout)), name, peer)
+        return cls(domain, rendezvous.ask(domain, peer, name, sizes, _deadline(timeout)), name, peer)
 
     def reconnect(self, timeout: float | None = None) -> Lost:
         """Connects anew to the same peer, by the name or number that connect() was given; says what was lost.
@@ -106,7 +104,7 @@ class Channel(AsyncCalls):
         lost = self.lost()
         sizes = self._shared.geometry
         self.close()
-        self._use(*rendezvous.ask(self._domain, self._called, self.name, sizes, _deadline(timeout)))
+        self._use(rendezvous.ask(self._domain, self._called, self.name, sizes, _deadline(timeout)))
         return lost
 
     def lost(self) -> Lost:

@@ -78,7 +78,7 @@ class Listener:
             path = f"{self._path}/{node}"
             made = rendezvous.accept_request(self._domain, path, self._geometry, self._peer)
             if made is not None:
-                return self._kind(self._domain, *made, self.name)  # type: ignore[no-any-return]
+                return self._kind(self._domain, made, self.name)  # type: ignore[no-any-return]
             domid, _, _ = node.partition("-")
             if not domid.isdigit() or len(domid) > 5 or not store.is_introduced(int(domid)):
                 with contextlib.suppress(DeviceError):

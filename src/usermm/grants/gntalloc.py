@@ -33,10 +33,9 @@ class Allocation(GrantedPages):
     def revoke(self) -> None:
         """Takes all pages back, whoever maps them; this domain keeps what is in them at the same address.
 
-        Nobody maps them again. Who has them mapped reads zeros, or gets SIGBUS when they are several read-only pages
-        (Memory.read raises OSError EFAULT instead). What other threads write during the call can be lost. May be called
-        again.
-        Raises HypervisorGoneError: nothing was taken back.
+        Nobody maps them again, and who has them mapped reads zeros. What other threads write during the call can be
+        lost. May be called again. Raises HypervisorGoneError: nothing was taken back; should it end during the call,
+        the others may keep the pages as they were, while these here are this domain's own.
         """
         if self._device is not None and self.references:
             self._device._take_back(self, 0, len(self.references))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap as _mmap
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -85,8 +86,11 @@ class Gntdev:
     def map_grant_ref(self, references: Sequence[Reference]) -> int:
         """MAP_GRANT_REF: the index to map them at. They are looked at when they are mapped, not now."""
         for reference in references:
-            if not (isinstance(reference, tuple) and len(reference) == 2 and all(map(_is_u32, reference))):
-                raise ArgumentError(f"gntdev: map({reference!r:.60}): references are pairs of u32: (domid, reference)")
+            try:
+                abi.REFERENCE.pack(*reference)
+            except (TypeError, struct.error):
+                text = f"gntdev: map({reference!r:.60}): references are pairs of u32: (domid, reference)"
+                raise ArgumentError(text) from None
         return self._file.map_grant_ref(references)
 
     def mmap(
@@ -153,10 +157,6 @@ class Gntdev:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _is_u32(number: object) -> bool:
-    return isinstance(number, int) and 0 <= number < 1 << 32
 
 
 def _segment(wanted: Copy) -> bytes:

@@ -120,10 +120,11 @@ class LocalGntalloc:
         """
         self._check_open("mmap")
         call = f"gntalloc: mmap({length} bytes at {offset:#x})"
-        if not flags & _mmap.MAP_SHARED or length <= 0 or length % PAGE_BYTES:
-            raise grant_refused(errno.EINVAL, f"{call}: map whole pages with MAP_SHARED")
+        pages = -(-length // PAGE_BYTES)  # as mmap(2) rounds
+        if not flags & _mmap.MAP_SHARED or pages <= 0:
+            raise grant_refused(errno.EINVAL, f"{call}: map one page or more with MAP_SHARED")
         with self._lock, contextlib.ExitStack() as unneeded:
-            parts = tuple(self._find(offset, length // PAGE_BYTES, errno.ENOENT, call))
+            parts = tuple(self._find(offset, pages, errno.ENOENT, call))
             try:
                 runs = [self._run(unneeded, *part) for part in parts]
                 memory = kind(runs, writable=bool(prot & _mmap.PROT_WRITE), shared=True, inherit=True)
@@ -133,8 +134,8 @@ class LocalGntalloc:
             except OSError as error:
                 text = f"{call}: {error.strerror}: unmap or close something"
                 raise grant_refused(error.errno or errno.ENOMEM, text) from None
-            for allocated, page, pages in parts:
-                for at in range(page, page + pages):
+            for allocated, page, many in parts:
+                for at in range(page, page + many):
                     allocated.users[at] += 1
         memory._file, memory._parts = self, parts
         memory.is_isolated = all(allocated.is_isolated for allocated, _, _ in parts)

@@ -38,6 +38,8 @@ class _Map:
     memory: weakref.ref[MappedGrants] | None = None
     writable: bool = False
     notification: _Notification | None = None
+    mapped_in: dict[int, _Map] | None = None
+    """The mappings of its file, in which it is while it is mapped."""
 
     @property
     def count(self) -> int:
@@ -49,6 +51,11 @@ class MappedGrants(ForeignMemory):
 
     map: _Map | None = None
 
+    def _let_go(self, *, wait: bool) -> None:
+        if self.map is not None and self.map.mapped_in is not None:
+            self.map.mapped_in.pop(self.map.first, None)
+        super()._let_go(wait=wait)
+
 
 class LocalGntdev:
     """An open gntdev file of the mainline personality. Any thread may call anything."""
@@ -58,7 +65,7 @@ class LocalGntdev:
         self._maps: dict[int, _Map] = {}
         self._next_page = 0
         self._lock = threading.Lock()
-        self._mapped: weakref.WeakSet[MappedGrants] = weakref.WeakSet()
+        self._mapped: dict[int, _Map] = {}
         self._closed = False
         self._calls = {
             abi.MAP_GRANT_REF: self._map_grant_ref,
@@ -91,8 +98,9 @@ class LocalGntdev:
         if writable and not flags & _mmap.MAP_SHARED:
             raise grant_refused(errno.EINVAL, f"{call}: a writable private mapping: pass MAP_SHARED")
         found = self._maps.get(offset // PAGE_BYTES)
-        if found is None or offset % PAGE_BYTES or length != found.count * PAGE_BYTES:
-            text = f"{call}: no MAP_GRANT_REF gave this index with {length // PAGE_BYTES} pages: map all of one"
+        pages = -(-length // PAGE_BYTES)  # as mmap(2) rounds
+        if found is None or offset % PAGE_BYTES or pages != found.count:
+            text = f"{call}: no MAP_GRANT_REF gave this index with {pages} pages: map all of one"
             raise grant_refused(errno.EINVAL, text)
         if found.memory is not None:
             raise grant_refused(errno.EINVAL, f"{call}: it was mapped before: each index can be mapped once")
@@ -105,8 +113,10 @@ class LocalGntdev:
         memory.map = found
         found.writable = writable
         found.memory = weakref.ref(memory)
-        self._mapped.add(memory)
-        self._notify(found)
+        found.mapped_in = self._mapped
+        self._mapped[found.first] = found
+        if found.notification is not None:
+            self._notify(found)
         return memory
 
     def fileno(self) -> int:
@@ -166,9 +176,10 @@ class LocalGntdev:
 
     def _get_offset_for_vaddr(self, argument: bytearray | memoryview) -> None:
         address, _, _ = abi.OFFSET.unpack_from(argument)
-        for memory in list(self._mapped):
-            if memory.is_mapped and memory.map is not None and 0 <= address - memory.address < len(memory):
-                abi.OFFSET.pack_into(argument, 0, address, memory.map.first * PAGE_BYTES, memory.map.count)
+        for found in list(self._mapped.values()):
+            memory = found.memory() if found.memory is not None else None
+            if memory is not None and memory.is_mapped and 0 <= address - memory.address < len(memory):
+                abi.OFFSET.pack_into(argument, 0, address, found.first * PAGE_BYTES, found.count)
                 return
         text = f"gntdev: GET_OFFSET_FOR_VADDR({address:#x}): no grant of this file is mapped there"
         raise grant_refused(errno.EINVAL, text)

@@ -109,20 +109,20 @@ class WatchedMemory(Memory):
         self._close(wait=True)
 
     def _close(self, *, wait: bool) -> None:
+        if self._watching is not None:
+            self._watching.settle()
         if self.closed:
             return
         if self.exports:
             raise BufferError(f"close({len(self)} bytes at {self.address:#x}): a view of it exists: release it first")
-        if self.is_mapped and not self._is_whole:
-            for start, end in self._pieces():
-                _libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
-            self.abandon()
-        elif not self.closed:
+        if self._is_whole:
             self._unwatch(still_mapped=True)
             super().close()
         else:
-            return
-        self._unwatch(still_mapped=False)
+            for start, end in self._pieces():
+                _libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
+            self.abandon()
+            self._unwatch(still_mapped=False)
         self._let_go(wait=wait)
 
     def __enter__(self) -> Self:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
 import os
 from dataclasses import dataclass, field
 
 from usermm.hypervisor import locks
-from usermm.hypervisor.pools import PAGE_BYTES, Pool
+from usermm.hypervisor.memfds import PAGE_BYTES
+from usermm.hypervisor.pools import Pool
 
 NAME = "usermm:grant"
-
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
-_OWNER_ONLY = 0o600
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
@@ -80,35 +75,3 @@ class Extent:
         """The unmap notification's; a page that was revoked or truncated has no byte to clear."""
         with contextlib.suppress(OSError):
             os.pwrite(self.memfd, b"\0", page * PAGE_BYTES + offset_bytes)
-
-    def revoke(self, page: int, pages: int) -> None:
-        """Takes the pages from whoever maps them.
-
-        They become holes and read as zeros; a read-only extent of several pages, all of it, is truncated: its grantee
-        gets SIGBUS. A writable extent cannot shrink, or its grantee could shrink it.
-        """
-        if not self.writable and 1 < pages == self.count:
-            os.ftruncate(self.memfd, 0)
-            return
-        start, length = ctypes.c_int64(page * PAGE_BYTES), ctypes.c_int64(pages * PAGE_BYTES)
-        if _libc.fallocate(self.memfd, _KEEP_SIZE | _PUNCH_HOLE, start, length):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def memory(pages: int, *, writable: bool) -> int:
-    """A memfd for an extent. Raises OSError (EMFILE, ENFILE, ENOMEM).
-
-    Owned by the hypervisor and closed to everybody else, so that another user can reopen a read-only descriptor of it
-    through /proc no wider than it is. Sealed against growing, and where the grantee writes also against shrinking: a
-    truncation would take the memory from the grantor. No seal can be added later.
-    """
-    memfd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.fchmod(memfd, _OWNER_ONLY)
-        os.ftruncate(memfd, pages * PAGE_BYTES)
-        seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | (fcntl.F_SEAL_SHRINK if writable else 0)
-        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
-    except OSError:
-        os.close(memfd)
-        raise
-    return memfd

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls import pools as pool_layouts
 from usermm.hypercalls.wire import DOMID_FIRST_RESERVED, DOMID_SELF
-from usermm.hypervisor import extents, pools
+from usermm.hypervisor import extents, memfds, pools
 from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.extents import Extent, UnmapNotification
@@ -17,7 +17,7 @@ from usermm.hypervisor.holding import Audit, Holding
 from usermm.hypervisor.notifications import Notifications
 from usermm.hypervisor.tables import MOST_PAGES, References, Table
 
-_KIB_PER_PAGE = pools.PAGE_BYTES // 1024
+_KIB_PER_PAGE = memfds.PAGE_BYTES // 1024
 
 
 class Granting:
@@ -68,8 +68,8 @@ class Granting:
         try:
             first = self._references(domain).take_block(table)
             extent.pool = pool = pools.make(first)
-            descriptors.append(pools.reopened(pool.table, writable=True))
-            descriptors.append(pools.reopened(pool.marks, writable=False))
+            descriptors.append(memfds.reopened(pool.table, writable=True))
+            descriptors.append(memfds.reopened(pool.marks, writable=False))
             _, data = self._holding.hold(extent, domain.domid, 0, extent.count, writable=True, of_grantor=True)
         except OSError:
             for descriptor in descriptors:
@@ -98,7 +98,7 @@ class Granting:
     def _extent(self, domain: DomainRecord, grantee: int, flags: int, count: int) -> Extent:
         """Memory, and the hypervisor told of; the caller gives it references. Raises OSError."""
         writable = bool(flags & layouts.ALLOCATE_WRITABLE)
-        memfd = extents.memory(count, writable=writable)
+        memfd = memfds.sealed(extents.NAME, count)
         try:
             watch = self._holding.closings.add(memfd)
         except OSError:
@@ -144,7 +144,7 @@ class Granting:
         """REVOKE: the references end, and whoever has mapped them has nothing any more."""
         first, _, _ = layouts.RANGE.unpack(payload)
         table, extent, page, count = self._own(domain, payload, "revoke")
-        extent.revoke(page, count)
+        memfds.punch(extent.memfd, page, count)
         if extent.pool is None:
             self._holding.end(table, extent, page, count)
         else:

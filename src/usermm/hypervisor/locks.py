@@ -11,14 +11,15 @@ import fcntl
 import os
 import struct
 
+from usermm.hypervisor import memfds
+
 _FLOCK = struct.Struct("@hhqqi4x")
 """struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (0 for these locks)."""
 
 
 def open_held(memfd: int, byte: int, *, writable: bool) -> int:
     """A new open file of the inode behind `memfd`, with the lock on `byte`. Raises OSError (EMFILE, ENOMEM)."""
-    mode = os.O_RDWR if writable else os.O_RDONLY
-    descriptor = os.open(f"/proc/self/fd/{memfd}", mode | os.O_CLOEXEC)
+    descriptor = memfds.reopened(memfd, writable=writable)
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
     except OSError:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls import pools as pool_layouts
 from usermm.hypercalls.wire import DOMID_SELF, LONGEST_REPLY_BYTES, MOST_DESCRIPTORS
-from usermm.hypervisor import locks, pools
+from usermm.hypervisor import locks, memfds, pools
 from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.extents import Extent, UnmapNotification
@@ -85,9 +85,9 @@ class Mapping:
         extent = segment.extent
         self._refuse_beyond_quota(domain, extent.count)
         with contextlib.ExitStack() as undo:
-            table = pools.reopened(pool.table, writable=False)
+            table = memfds.reopened(pool.table, writable=False)
             undo.callback(os.close, table)
-            marks = pools.reopened(pool.marks, writable=True)
+            marks = memfds.reopened(pool.marks, writable=True)
             undo.callback(os.close, marks)
             handle, data = self._holding.hold(
                 extent, domain.domid, 0, extent.count, writable=extent.writable, is_attached=True

@@ -8,7 +8,7 @@ from usermm.hypervisor.calls import Refused
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.extents import UnmapNotification
 from usermm.hypervisor.holding import Events
-from usermm.hypervisor.pools import PAGE_BYTES
+from usermm.hypervisor.memfds import PAGE_BYTES
 from usermm.uapi.xen_gntdev import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from dataclasses import dataclass, field
 
 from usermm.hypercalls.pools import CLOSED_WORD, HELD_WORDS, WORD, page_of
-
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_OWNER_ONLY = 0o600
+from usermm.hypervisor import memfds
 
 
 @dataclass(slots=True)
@@ -64,26 +61,9 @@ class Pool:
 def make(first: int) -> Pool:
     """A pool with nothing granted. Raises OSError."""
     with contextlib.ExitStack() as undo:
-        table = _page("usermm:table")
+        table = memfds.sealed("usermm:table", 1)
         undo.callback(os.close, table)
-        marks = _page("usermm:marks")
+        marks = memfds.sealed("usermm:marks", 1)
         undo.pop_all()
         return Pool(first, table, marks)
 
-
-def reopened(memfd: int, *, writable: bool) -> int:
-    """A descriptor for a domain. Raises OSError."""
-    return os.open(f"/proc/self/fd/{memfd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-
-
-def _page(name: str) -> int:
-    """One page that nobody can shrink under who reads it."""
-    memfd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.fchmod(memfd, _OWNER_ONLY)
-        os.ftruncate(memfd, PAGE_BYTES)
-        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    except OSError:
-        os.close(memfd)
-        raise
-    return memfd

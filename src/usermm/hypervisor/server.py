@@ -18,8 +18,8 @@ from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.connections import Connection
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.grants import Grants
+from usermm.hypervisor.memfds import PAGE_BYTES
 from usermm.hypervisor.policy import Policy
-from usermm.hypervisor.pools import PAGE_BYTES
 from usermm.hypervisor.ports import Ports
 from usermm.hypervisor.store.service import Store
 from usermm.uapi.xen_evtchn import VIRQ_DOM_EXC

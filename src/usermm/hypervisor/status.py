@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.extents import Extent, Hold
-from usermm.hypervisor.pools import PAGE_BYTES
+from usermm.hypervisor.memfds import PAGE_BYTES
 from usermm.hypervisor.quotas import GRANTS_PER_FRAME
 from usermm.version import __version__
 

@@ -1,0 +1,224 @@
+"""How long an array takes from one process to another and back, and what a channel moves, on two cores.
+
+Each way is a pair of functions over memory that both keep: `exchange` in this process hands an array over and takes one
+back, `answer` does the reverse in a child on another core. Nothing is copied: of each array the last byte is written and
+read. Half of an exchange is one hand-over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from usermm.channels.channel import Channel
+from usermm.grants.domain import Domain
+from usermm.hypervisor.embedded import Hypervisor
+from usermm.measurement.harness import Effort, Figure, Result, Rounds, figures, interleave, ratios
+
+SIZES = {"4 KiB": 4 << 10, "1 MiB": 1 << 20, "64 MiB": 64 << 20}
+_PAGES = 1 << 16
+
+
+class Way(Protocol):
+    """One means of handing arrays over, made before the fork."""
+
+    def parent(self) -> None:
+        """Opens this process's end, after the fork."""
+
+    def child(self) -> None:
+        """Opens the child's end."""
+
+    def exchange(self) -> None:
+        """Hands an array over, waits for one, and looks at it."""
+
+    def answer(self) -> None:
+        """Waits for an array, looks at it, and hands one back."""
+
+    def close(self) -> None:
+        """Lets everything go; in this process."""
+
+
+class ChannelWay:
+    """A usermm.Channel: persistent grants, written in place and read in place."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._hypervisor = Hypervisor()
+
+    def _domain(self, name: str) -> Domain:
+        return Domain(self._hypervisor.socket, name=name, limit=_PAGES)
+
+    def _sizes(self) -> dict[str, int]:
+        return {"slots": 1 if self._size > 16 << 20 else 4, "slot_bytes": self._size}
+
+    def parent(self) -> None:
+        self._own = self._domain("bench-parent")
+        with Channel.listen(self._own, "bench", **self._sizes()) as listener:
+            self._channel = listener.accept(20)
+
+    def child(self) -> None:
+        self._own = self._domain("bench-child")
+        self._channel = Channel.connect(self._own, "bench-parent", "bench", 20, **self._sizes())
+
+    def exchange(self) -> None:
+        slot = self._channel.loan(self._size)
+        slot.view[-1] = 1
+        slot.send()
+        assert self._channel.receive_message()[-1] == 1
+
+    def answer(self) -> None:
+        assert self._channel.receive_message()[-1] == 1
+        slot = self._channel.loan(self._size)
+        slot.view[-1] = 1
+        slot.send()
+
+    def send(self, array: Any) -> None:
+        """Copies an array in; for throughput."""
+        self._channel.send_array(array)
+
+    def receive(self) -> None:
+        """Takes an array and looks at its last item."""
+        assert self._channel.receive_array().flat[-1] == 1
+
+    def close(self) -> None:
+        self._channel.close()
+        self._own.close()
+        self._hypervisor.close()
+
+
+class MemfdWay:
+    """The floor: a memfd for each direction and an eventfd to wake the other."""
+
+    def __init__(self, size: int) -> None:
+        import mmap
+
+        self._size = size
+        self._maps = []
+        for _ in range(2):
+            descriptor = os.memfd_create("bench")
+            os.ftruncate(descriptor, size)
+            self._maps.append(mmap.mmap(descriptor, size))
+            os.close(descriptor)
+        self._events = [os.eventfd(0), os.eventfd(0)]
+
+    def parent(self) -> None:
+        self._there, self._here = self._maps
+        self._ring, self._wait = self._events
+
+    def child(self) -> None:
+        self._here, self._there = self._maps
+        self._wait, self._ring = self._events
+
+    def exchange(self) -> None:
+        self._there[-1] = 1
+        os.eventfd_write(self._ring, 1)
+        os.eventfd_read(self._wait)
+        assert self._here[-1] == 1
+
+    def answer(self) -> None:
+        os.eventfd_read(self._wait)
+        assert self._here[-1] == 1
+        self._there[-1] = 1
+        os.eventfd_write(self._ring, 1)
+
+    def close(self) -> None:
+        for memory in self._maps:
+            memory.close()
+        for descriptor in self._events:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def in_two(way: Way, work: Callable[[Way], None]) -> Iterator[None]:
+    """The child does `work` on the second core for ever, this process opens its end on the first."""
+    before = os.sched_getaffinity(0)
+    here, there = sorted(before)[0], sorted(before)[-1]
+    child = os.fork()
+    if child == 0:
+        try:
+            os.sched_setaffinity(0, {there})
+            way.child()
+            while True:
+                work(way)
+        finally:
+            os._exit(1)
+    try:
+        os.sched_setaffinity(0, {here})
+        way.parent()
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.sched_setaffinity(0, before)
+        way.close()
+
+
+def _timed(way: Way, number: int) -> Callable[[], float]:
+    def measure() -> float:
+        before = time.perf_counter_ns()
+        for _ in range(number):
+            way.exchange()
+        return (time.perf_counter_ns() - before) / number / 2
+
+    return measure
+
+
+def handover(size: int, ways: dict[str, Callable[[int], Way]], effort: Effort) -> dict[str, Rounds]:
+    """ns of one hand-over of `size` bytes by each way, in interleaved rounds."""
+    with contextlib.ExitStack() as stack:
+        subjects = {}
+        for name, make in ways.items():
+            way = make(size)
+            stack.enter_context(in_two(way, lambda way: way.answer()))
+            subjects[name] = _timed(way, effort.operations(500))
+        return interleave(subjects, effort.rounds)
+
+
+def throughput(effort: Effort, size: int = 1 << 20) -> dict[str, Rounds]:
+    """ns for an array of `size` bytes: sent by copying in and received in place, beside the copy alone."""
+    import numpy as np
+
+    source = np.ones(size, np.uint8)
+    targets = [np.zeros(size, np.uint8) for _ in range(4)]
+    way = ChannelWay(size)
+    number = effort.operations(400)
+
+    def sent() -> float:
+        before = time.perf_counter_ns()
+        for _ in range(number):
+            way.send(source)
+        return (time.perf_counter_ns() - before) / number
+
+    def copied() -> float:
+        before = time.perf_counter_ns()
+        for index in range(number):
+            targets[index % 4][...] = source
+        return (time.perf_counter_ns() - before) / number
+
+    with in_two(way, lambda way: way.receive()):  # type: ignore[attr-defined] # it is a ChannelWay
+        return interleave({"channel": sent, "copy": copied}, effort.rounds)
+
+
+BARS = {"iceoryx2": 1.0, "shared_memory + Pipe": 1.0, "memfd + eventfd": 1.5}
+
+
+def measure(effort: Effort, others: dict[str, Callable[[int], Way]] | None = None) -> Result:
+    """Hand-overs of all sizes by a channel, the floor, and `others`; then the throughput."""
+    ways: dict[str, Callable[[int], Way]] = {"channel": ChannelWay, "memfd + eventfd": MemfdWay, **(others or {})}
+    measured, compared = [], []
+    for label, size in SIZES.items():
+        rounds = handover(size, ways, effort)
+        measured += figures("ns", {f"{label}, {name}": values for name, values in rounds.items()})
+        for name in ways:
+            if name != "channel":
+                row = f"{label}, channel / {name}"
+                compared.append(Figure.of(row, "x", ratios(rounds["channel"], rounds[name]), BARS.get(name)))
+    rounds = throughput(effort)
+    measured += figures("ns", {f"1 MiB moved, {name}": values for name, values in rounds.items()})
+    compared.append(Figure.of("1 MiB moved, channel / copy", "x", ratios(rounds["channel"], rounds["copy"]), 1.2))
+    title = "arrays from one process to another, one core each"
+    return Result("handover", title, measured, compared, ["a hand-over is half of an exchange; nothing is copied"])
