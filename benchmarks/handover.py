@@ -1,4 +1,4 @@
-"""The peers of a channel's hand-over: multiprocessing's shared memory with a Pipe, and iceoryx2 where it is installed."""
+"""Peers of a channel's hand-over: multiprocessing's shared memory with a Pipe, and iceoryx2 where it is installed."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class IceoryxWay:
 
     def _send(self) -> None:
         sample = self._publisher.loan_slice_uninit(self._size)
-        sample.payload().as_memory_view()[self._size - 1] = 1
+        ctypes.c_uint8.from_address(sample.payload().data_ptr + self._size - 1).value = 1
         sample.assume_init().send()
         self._notifier.notify()
 
@@ -108,7 +108,7 @@ class IceoryxWay:
             if sample is not None:
                 break
             self._listener.blocking_wait()
-        assert sample.payload().as_memory_view()[self._size - 1] == 1
+        assert ctypes.c_uint8.from_address(sample.payload().data_ptr + self._size - 1).value == 1
         sample.delete()
 
 

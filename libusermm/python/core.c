@@ -81,13 +81,12 @@ static int fill(PyObject *module) {
     Py_DECREF(errors);
     PyObject *device = add_type(module, &um_device_spec, "Device");
     Py_XDECREF(device);
-    PyObject *memory = add_type(module, &um_memory_spec, "Memory");
-    Py_XDECREF(memory);
+    state->memory_type = add_type(module, &um_memory_spec, "Memory");
     state->cache_type = add_type(module, &um_cache_spec, "Cache");
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && memory && state->cache_type && state->limit_error && state->registration_type && state->owner_type &&
+    return device && state->memory_type && state->cache_type && state->limit_error && state->registration_type && state->owner_type &&
                    state->mmap_type && state->base_name && state->device_error && state->cookie_error &&
                    state->argument_error && state->argument_type_error && state->page_type && state->probe_name
                ? 0
@@ -101,6 +100,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->argument_error);
     Py_VISIT(state->argument_type_error);
     Py_VISIT(state->page_type);
+    Py_VISIT(state->memory_type);
     Py_VISIT(state->probe_name);
     Py_VISIT(state->base_name);
     Py_VISIT(state->limit_error);
@@ -125,6 +125,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->argument_error);
     Py_CLEAR(state->argument_type_error);
     Py_CLEAR(state->page_type);
+    Py_CLEAR(state->memory_type);
     Py_CLEAR(state->probe_name);
     Py_CLEAR(state->base_name);
     Py_CLEAR(state->limit_error);

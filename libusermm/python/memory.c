@@ -17,7 +17,8 @@
 struct memory {
     PyObject ob_base;
     PyObject *weak_references;
-    char *address; /* NULL once closed */
+    struct memory *whole; /* of which this is a part; NULL for a mapping of its own */
+    char *address;        /* NULL once closed */
     size_t length;
     Py_ssize_t exports;
     pid_t owner;
@@ -109,9 +110,56 @@ static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
     return (PyObject *)self;
 }
 
+static int refuse_closed(const struct memory *self, const char *call) {
+    if (self->address)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s: the memory is unmapped", call);
+    return -1;
+}
+
+/* Pages of another memory, which cannot be closed meanwhile. */
+static PyObject *memory_part(PyObject *type, PyObject *args) {
+    PyObject *object;
+    Py_ssize_t offset, length;
+    PyTypeObject *memory_type = (PyTypeObject *)um_state_of_type((PyTypeObject *)type)->memory_type;
+    if (!PyArg_ParseTuple(args, "O!nn:part", memory_type, &object, &offset, &length))
+        return NULL;
+    struct memory *whole = of(object);
+    if (refuse_closed(whole, "part"))
+        return NULL;
+    if (offset < 0 || length <= 0 || (size_t)offset > whole->length || (size_t)length > whole->length - (size_t)offset) {
+        PyErr_Format(PyExc_ValueError, "part(%zd, %zd): the memory has %zu bytes", offset, length, whole->length);
+        return NULL;
+    }
+    struct memory *self = of(((allocfunc)PyType_GetSlot((PyTypeObject *)type, Py_tp_alloc))((PyTypeObject *)type, 0));
+    if (!self)
+        return NULL;
+    self->whole = whole;
+    Py_INCREF(object);
+    whole->exports++;
+    self->address = whole->address + offset;
+    self->length = (size_t)length;
+    self->owner = whole->owner;
+    self->writable = whole->writable;
+    self->inherit = whole->inherit;
+    return (PyObject *)self;
+}
+
+static void let_go_of_whole(struct memory *self) {
+    struct memory *whole = self->whole;
+    self->whole = NULL;
+    self->address = NULL;
+    whole->exports--;
+    Py_DECREF((PyObject *)whole);
+}
+
 /* Where a forked child inherited nothing, other memory may be mapped at the address by now. */
 static void unmap(struct memory *self) {
     char *address = self->address;
+    if (self->whole) {
+        let_go_of_whole(self);
+        return;
+    }
     self->address = NULL;
     if (!address || (!self->inherit && getpid() != self->owner))
         return;
@@ -122,13 +170,6 @@ static void unmap(struct memory *self) {
     Py_BEGIN_ALLOW_THREADS
     munmap(address, self->length);
     Py_END_ALLOW_THREADS
-}
-
-static int refuse_closed(const struct memory *self, const char *call) {
-    if (self->address)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%s: the memory is unmapped", call);
-    return -1;
 }
 
 static int get_buffer(PyObject *self, Py_buffer *view, int flags) {
@@ -160,6 +201,8 @@ static PyObject *memory_close(PyObject *self, PyObject *unused) {
 
 static PyObject *memory_abandon(PyObject *self, PyObject *unused) {
     (void)unused;
+    if (of(self)->whole)
+        let_go_of_whole(of(self));
     of(self)->address = NULL;
     Py_RETURN_NONE;
 }
@@ -290,6 +333,14 @@ static PyObject *memory_exchange(PyObject *self, PyObject *const *args, Py_ssize
     return PyLong_FromUnsignedLong(__atomic_exchange_n(word, (uint32_t)value, __ATOMIC_SEQ_CST));
 }
 
+static PyObject *memory_add(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    uint32_t *word = word_at(of(self), args, count, 2, "add");
+    long change = word ? PyLong_AsLong(args[1]) : 0;
+    if (!word || PyErr_Occurred())
+        return NULL;
+    return PyLong_FromUnsignedLong(__atomic_add_fetch(word, (uint32_t)change, __ATOMIC_SEQ_CST));
+}
+
 static PyObject *memory_fence(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -330,6 +381,7 @@ static void dealloc(PyObject *self) {
 }
 
 static PyMethodDef methods[] = {
+    {"part", memory_part, METH_VARARGS | METH_CLASS, NULL},
     {"close", memory_close, METH_NOARGS, NULL},
     {"abandon", memory_abandon, METH_NOARGS, NULL},
     {"detach", FAST(memory_detach), METH_FASTCALL, NULL},
@@ -338,6 +390,7 @@ static PyMethodDef methods[] = {
     {"load", FAST(memory_load), METH_FASTCALL, NULL},
     {"store", FAST(memory_store), METH_FASTCALL, NULL},
     {"exchange", FAST(memory_exchange), METH_FASTCALL, NULL},
+    {"add", FAST(memory_add), METH_FASTCALL, NULL},
     {"fence", memory_fence, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -42,6 +42,10 @@ class Memory:
         when it closes this. Raises OSError of mmap(2); ValueError and TypeError for runs that are none.
         """
 
+    @classmethod
+    def part(cls, memory: Memory, offset: int, length: int, /) -> Self:
+        """Bytes of another memory, which cannot be closed before this is; closing this unmaps nothing."""
+
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __len__(self) -> int: ...
     @property
@@ -81,7 +85,10 @@ class Memory:
         """Stores a u32 after everything written before (release)."""
 
     def exchange(self, offset: int, value: int, /) -> int:
-        """Stores a u32 and returns the one before, in one order with all others of its kind (sequentially consistent)."""
+        """Stores a u32 and returns the one before, in one order with all others (sequentially consistent)."""
+
+    def add(self, offset: int, change: int, /) -> int:
+        """Adds to a u32, modulo 2**32, and returns the sum; likewise sequentially consistent."""
 
     def fence(self) -> None:
         """Nothing after it is done before what is before it (sequentially consistent)."""

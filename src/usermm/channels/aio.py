@@ -37,7 +37,8 @@ class AsyncCalls:
 
     async def loan_async(self, wanted: int | tuple[int, ...], dtype: Any = None) -> arrays.Slot:
         """As `loan`."""
-        length, code, shape = arrays.extent(wanted, dtype, self._out.slot_bytes)
+        asked = wanted if isinstance(wanted, int) else tuple(wanted)
+        length, code, shape = arrays.extent(asked, dtype, self._out.slot_bytes)
         self._check_peer("loan")
         number = await self._sleeper.until_async(self._out.take_slot, WANTS_SLOT, "loan")
         return arrays.Slot(self._out, number, length, code, shape)

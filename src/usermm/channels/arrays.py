@@ -6,7 +6,6 @@ import errno
 import functools
 import math
 import re
-import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -110,11 +109,22 @@ class Slot:
             self.cancel()
 
 
-def held_view(incoming: Incoming, message: Descriptor) -> memoryview:
-    """The message's bytes; its slot goes back when the last view of them is gone."""
-    view, slot = incoming.view(message), message.slot
-    incoming.views[slot] = weakref.ref(view, lambda _: incoming.give_back(slot))
-    return view
+class _Held:
+    """What every view of an array that came keeps alive, however it was made; its end gives the slot back.
+
+    NumPy keeps whom it got the interface from, where it makes a memoryview of its own over any buffer.
+    """
+
+    __slots__ = ("__array_interface__", "_incoming", "_memory", "_slot")
+
+    def __init__(self, incoming: Incoming, message: Descriptor, code: str, shape: tuple[int, ...]) -> None:
+        self._incoming, self._slot = incoming, message.slot
+        self._memory = incoming.view(message)  # it cannot be unmapped meanwhile
+        where = incoming.address(message), True
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": code, "data": where}
+
+    def __del__(self) -> None:
+        self._incoming.give_back(self._slot)
 
 
 def as_array(incoming: Incoming, message: Descriptor, *, copy: bool) -> np.ndarray[Any, Any]:
@@ -131,11 +141,12 @@ def as_array(incoming: Incoming, message: Descriptor, *, copy: bool) -> np.ndarr
         incoming.give_back(message.slot)
         raise
     if data is None:
-        return np.frombuffer(held_view(incoming, message), kind).reshape(shape)
+        return np.asarray(_Held(incoming, message, kind.str, shape))
     incoming.give_back(message.slot)
     return np.frombuffer(bytearray(data), kind).reshape(shape)
 
 
+@functools.lru_cache(maxsize=256)
 def extent(wanted: int | tuple[int, ...], kind: Any, most: int) -> tuple[int, bytes, tuple[int, ...]]:
     """(bytes, type code, shape) of a loan. Raises ArgumentError when no slot is large enough."""
     shape: tuple[int, ...] = ()

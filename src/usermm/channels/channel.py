@@ -156,7 +156,8 @@ class Channel(AsyncCalls):
 
         Waits while all slots are out: that is how a slow receiver slows the sender. Its memory has what was in it.
         """
-        length, code, shape = arrays.extent(wanted, dtype, self._out.slot_bytes)
+        asked = wanted if isinstance(wanted, int) else tuple(wanted)
+        length, code, shape = arrays.extent(asked, dtype, self._out.slot_bytes)
         self._check_peer("loan")
         number = self._out.take_slot()
         if number is None:
@@ -176,25 +177,21 @@ class Channel(AsyncCalls):
         slot.array[...] = array
         return slot.send()
 
-    def receive_message(self, timeout: float | None = None, *, copy: bool = False) -> memoryview | bytes:
-        """The next message, read-only, where it is; the slot goes back with its last view. `copy`: as bytes.
-
-        The sender can change what it sent, or take the memory back, and then touching a view ends this process with
-        SIGBUS. `copy=True` raises PeerGoneError instead, and what was copied is checked and used in peace.
-        """
+    def receive_message(self, timeout: float | None = None) -> bytes:
+        """A copy of the next message; its slot goes back at once."""
         self._check()
         message = self._sleeper.until(self._in.next, WANTS_MESSAGE, timeout, "receive_message")
-        if not copy:
-            return arrays.held_view(self._in, message)
         try:
             return self._in.copy(message)
         finally:
             self._in.give_back(message.slot)
 
     def receive_array(self, timeout: float | None = None, *, copy: bool = False) -> np.ndarray[Any, Any]:
-        """The next message as an array, read-only, where it is; otherwise as receive_message.
+        """The next message as an array, read-only, where it is: one of bytes, if it was not sent as an array.
 
-        The slot goes back when the last view of the array is gone: `del` it, or let the function return.
+        The slot goes back when the last view of it is gone: `del` it, or let the function return. The sender can change
+        what it sent, or take the memory back, which leaves zeros. `copy`: an array of one's own, which is writable,
+        to be checked and used in peace.
         """
         self._check()
         message = self._sleeper.until(self._in.next, WANTS_MESSAGE, timeout, "receive_array")

@@ -25,6 +25,7 @@ class Listener:
 
     def __init__(self, domain: Domain, name: str, peer: int | None, geometry: Geometry, kind: Any) -> None:
         self._domain, self.name, self._peer, self._geometry, self._kind = domain, name, peer, geometry, kind
+        self._answered: set[str] = set()
         self._path = rendezvous.directory_of(domain.domid, name)
         if domain.store.exists(self._path):
             raise grant_refused(errno.EEXIST, f"listen({name}): this domain listens for it already: close that one")
@@ -66,18 +67,32 @@ class Listener:
     def close(self) -> None:
         """Nobody can connect any more; channels stay. May be called again."""
         if not self._watch.closed:
+            with contextlib.suppress(DeviceError):
+                self._let_answers_be_read()
             self._watch.close()
             with contextlib.suppress(DeviceError):
                 self._domain.store.remove(self._path)
+
+    def _let_answers_be_read(self) -> None:
+        """A connector removes its node once it has read the answer, which goes with the directory otherwise."""
+        until = time.monotonic() + _LOOK_S
+        while self._answered & set(self._domain.store.list(self._path)):
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return
+            self._watch.read(left_s)
 
     def _look(self) -> Channel | None:
         if self._watch.closed:
             raise ClosedError(errno.EBADF, f"accept({self.name}): the listener is closed: listen again")
         store = self._domain.store
-        for node in store.list(self._path):
+        nodes = store.list(self._path)
+        self._answered &= set(nodes)
+        for node in nodes:
             path = f"{self._path}/{node}"
             made = rendezvous.accept_request(self._domain, path, self._geometry, self._peer)
             if made is not None:
+                self._answered.add(node)
                 return self._kind(self._domain, made, self.name)  # type: ignore[no-any-return]
             domid, _, _ = node.partition("-")
             if not domid.isdigit() or len(domid) > 5 or not store.is_introduced(int(domid)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import struct
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -196,8 +195,6 @@ class Incoming:
         self._first = self._stream_bytes = theirs.geometry.stream_pages * PAGE_BYTES
         self._messages = self._bytes = 0
         self._held: dict[int, int] = {}
-        self.views: dict[int, weakref.ref[memoryview]] = {}
-        """Of messages that are looked at where they are, by slot."""
         self._closed = False
 
     def is_there(self) -> bool:
@@ -227,13 +224,16 @@ class Incoming:
         start = self._first + message.slot * self._slot_bytes
         return self._view[start : start + message.length]
 
+    def address(self, message: Descriptor) -> int:
+        """Of its first byte."""
+        return self._data.address + self._first + message.slot * self._slot_bytes
+
     def copy(self, message: Descriptor) -> bytes:
         """A copy of its bytes. Raises PeerGoneError: the peer took the memory back."""
         return self._read(self._first + message.slot * self._slot_bytes, message.length)
 
     def give_back(self, slot: int) -> None:
         """The sender may use it again. Takes no lock: a finaliser may call it wherever it comes."""
-        self.views.pop(slot, None)
         tag = self._held.pop(slot, None)
         if tag is None or self._closed:
             return

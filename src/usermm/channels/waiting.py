@@ -17,8 +17,8 @@ from usermm.errors import ClosedError, DeviceError, PeerGoneError
 
 Got = TypeVar("Got")
 
-_SPINS = 400  # about 30 us: longer than a wake-up takes, shorter than anybody notices
-_SELDOM = 32  # how often a side that spun in vain tries again
+_SPINS = 1000  # about 100 us: longer than a peer takes that is awake, shorter than anybody notices
+_SELDOM = 31  # waits without spinning, at most, after some in vain
 _HUNG_UP = select.POLLHUP | select.POLLRDHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -55,7 +55,7 @@ class Sleeper:
         self._leader = False
         self._events = 0
         self._futures: set[asyncio.Future[None]] = set()
-        self._vain = 0
+        self._vain = self._skip = 0
         self._may_spin = len(os.sched_getaffinity(0)) > 1 or (os.cpu_count() or 1) > 1
         self.gone = False
         self.closed = False
@@ -138,15 +138,16 @@ class Sleeper:
 
     def _spin(self, attempt: Callable[[], Got | None]) -> Got | None:
         """Looks again for a moment, if that was of use lately."""
-        if self._vain and self._vain % _SELDOM:
-            self._vain += 1
+        if self._skip:
+            self._skip -= 1
             return None
         for _ in range(_SPINS):
             got = attempt()
             if got is not None:
                 self._vain = 0
                 return got
-        self._vain += 1
+        self._vain = min(self._vain * 2 + 1, _SELDOM)
+        self._skip = self._vain
         return None
 
     def _want(self, bit: int) -> None:

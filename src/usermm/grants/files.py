@@ -38,6 +38,9 @@ class DeviceFile(Protocol):
 class GntallocFile(DeviceFile, Protocol):
     """The requests that every allocation makes, as calls: a local device spares itself the bytes."""
 
+    def allocate(self, domid: int, flags: int, count: int, kind: Any) -> tuple[Any, int, Sequence[int]]:
+        """ALLOC_GREF and mmap: the memory as an object of the class `kind`, the index, the references."""
+
     def alloc_gref(self, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
         """ALLOC_GREF: the index and the references."""
 
@@ -47,6 +50,9 @@ class GntallocFile(DeviceFile, Protocol):
 
 class GntdevFile(DeviceFile, Protocol):
     """The requests that every mapping makes, as calls."""
+
+    def map(self, references: Sequence[Reference], *, writable: bool, kind: Any) -> tuple[Any, int]:
+        """MAP_GRANT_REF and mmap: the memory as an object of the class `kind`, the index."""
 
     def map_grant_ref(self, references: Sequence[Reference]) -> int:
         """MAP_GRANT_REF: the index."""

@@ -122,10 +122,10 @@ class Foreign:
         something."""
         pool = self._attachments.find(domid, reference)
         segments: list[Segment] = []
-        if pool is not None:
-            self._session.check()
-        else:
+        if pool is None:
             pool, segments = self._attach(domid, reference, writable=writable)
+        else:
+            self._session.check()
         if pool is None or (writable and not pool.writable):
             return None, segments
         if pool.hold(reference):

@@ -64,16 +64,16 @@ class Gntalloc:
         The domain need not be there yet. Raises QuotaError (ENOSPC) when the device's limit or a quota of the
         hypervisor is used up, PermissionDeniedError (EACCES) when its policy says no.
         """
-        index, references = self.alloc_gref(domid, abi.WRITABLE if writable else 0, count)
-        try:
-            prot = _mmap.PROT_READ | _mmap.PROT_WRITE
-            memory: Allocation = self._file.mmap(count * PAGE_BYTES, prot, _mmap.MAP_SHARED, index, Allocation)
-        except BaseException:
-            self.dealloc_gref(index, count)
-            raise
+        fits = 0 <= domid < 1 << 16 and 0 <= count < 1 << 24
+        _check(fits, f"allocate(domain {domid}, {count} pages)", "a u16 and a count")
+        flags = abi.WRITABLE if writable else 0
+        memory: Allocation
+        memory, index, references = self._file.allocate(domid, flags, count, Allocation)
         memory.domid, memory.index, memory.references, memory.grantee_writes = domid, index, references, writable
         memory._device = self
-        self._allocations.update(dict.fromkeys(references, weakref.ref(memory)))
+        found = weakref.ref(memory)
+        for reference in references:
+            self._allocations[reference] = found
         return memory
 
     def revoke(self, reference: int) -> None:

@@ -73,24 +73,15 @@ class Gntdev:
     def map_many(self, references: Iterable[Reference], *, writable: bool = False) -> Mapping:
         """As `map`, for pages of several domains: (domid, reference) each."""
         wanted = tuple(references)
-        index = self.map_grant_ref(wanted)
-        try:
-            prot = _mmap.PROT_READ | (_mmap.PROT_WRITE if writable else 0)
-            mapping: Mapping = self._file.mmap(len(wanted) * PAGE_BYTES, prot, _mmap.MAP_SHARED, index, Mapping)
-        except BaseException:
-            self.unmap_grant_ref(index, len(wanted))
-            raise
+        _check(wanted)
+        mapping: Mapping
+        mapping, index = self._file.map(wanted, writable=writable, kind=Mapping)
         mapping._device, mapping.index, mapping.references = self, index, wanted
         return mapping
 
     def map_grant_ref(self, references: Sequence[Reference]) -> int:
         """MAP_GRANT_REF: the index to map them at. They are looked at when they are mapped, not now."""
-        for reference in references:
-            try:
-                abi.REFERENCE.pack(*reference)
-            except (TypeError, struct.error):
-                text = f"gntdev: map({reference!r:.60}): references are pairs of u32: (domid, reference)"
-                raise ArgumentError(text) from None
+        _check(references)
         return self._file.map_grant_ref(references)
 
     def mmap(
@@ -157,6 +148,15 @@ class Gntdev:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check(references: Sequence[Reference]) -> None:
+    for reference in references:
+        try:
+            abi.REFERENCE.pack(*reference)
+        except (TypeError, struct.error):
+            text = f"gntdev: map({reference!r:.60}): references are pairs of u32: (domid, reference)"
+            raise ArgumentError(text) from None
 
 
 def _segment(wanted: Copy) -> bytes:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from usermm.errors import ArgumentError, DeviceError, grant_refused
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.grantor_pools import GrantorPools
+from usermm.grants.packed import PackedGntalloc
 from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
 from usermm.grants.watching import WatchedMemory, Watching
@@ -80,7 +81,7 @@ class GrantedPages(WatchedMemory):
                 self._file._drop(allocated, page, pages)
 
 
-class LocalGntalloc:
+class LocalGntalloc(PackedGntalloc):
     """An open gntalloc file. Any thread may call anything."""
 
     def __init__(self, session: Session, watching: Watching, limit: Limit) -> None:
@@ -125,6 +126,9 @@ class LocalGntalloc:
             raise grant_refused(errno.EINVAL, f"{call}: map one page or more with MAP_SHARED")
         with self._lock, contextlib.ExitStack() as unneeded:
             parts = tuple(self._find(offset, pages, errno.ENOENT, call))
+            pool = parts[0][0].pool
+            if pool is not None and len(parts) == 1 and prot & _mmap.PROT_WRITE:
+                return self._part_of_pool(parts[0][0], pool, kind)
             try:
                 runs = [self._run(unneeded, *part) for part in parts]
                 memory = kind(runs, writable=bool(prot & _mmap.PROT_WRITE), shared=True, inherit=True)
@@ -202,6 +206,33 @@ class LocalGntalloc:
         first = allocated.first_reference
         return allocated.first_page * PAGE_BYTES, range(first, first + count)
 
+    def allocate(
+        self, domid: int, flags: int, count: int, kind: type[GrantedPages]
+    ) -> tuple[GrantedPages, int, Sequence[int]]:
+        """ALLOC_GREF and mmap. A page of a pool is mapped already: it needs no system call."""
+        if count != 1:
+            return super().allocate(domid, flags, count, kind)
+        index, references = self.alloc_gref(domid, flags, 1)
+        allocated = self._pages[index // PAGE_BYTES]
+        if allocated.pool is None:
+            return self._map_new(index, kind), index, references
+        return self._part_of_pool(allocated, allocated.pool, kind), index, references
+
+    def _map_new(self, index: int, kind: type[GrantedPages]) -> GrantedPages:
+        try:
+            return self.mmap(PAGE_BYTES, _mmap.PROT_READ | _mmap.PROT_WRITE, _mmap.MAP_SHARED, index, kind)
+        except BaseException:
+            self.dealloc_gref(index, 1)
+            raise
+
+    def _part_of_pool(self, allocated: _Allocated, pool: GrantorPool, kind: type[GrantedPages]) -> GrantedPages:
+        memory = kind.part(pool.memory, page_of(allocated.first_reference) * PAGE_BYTES, PAGE_BYTES)
+        with self._lock:
+            allocated.users[0] += 1
+        memory._file, memory._parts = self, ((allocated, 0, 1),)
+        memory.is_isolated = allocated.is_isolated
+        return memory
+
     def _allocate(self, domid: int, writable: bool, count: int) -> _Allocated:
         page = self._next_page
         granted = self._pools.grant(domid, writable) if count == 1 else None
@@ -258,9 +289,6 @@ class LocalGntalloc:
         self, unneeded: contextlib.ExitStack, allocated: _Allocated, page: int, pages: int
     ) -> tuple[int, int, int]:
         """What to map for pages of an allocation; `unneeded` closes what is not needed once it is."""
-        if allocated.pool is not None:
-            at = page_of(allocated.first_reference)
-            return allocated.pool.descriptor, at * PAGE_BYTES, PAGE_BYTES
         descriptor, allocated.descriptor = allocated.descriptor, None
         if descriptor is None:
             asked = layouts.RANGE.pack(allocated.first_reference + page, pages, 0)

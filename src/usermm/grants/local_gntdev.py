@@ -17,6 +17,7 @@ from usermm.grants import user_memory
 from usermm.grants.copying import copy_segments
 from usermm.grants.files import PAGE_BYTES, Reference
 from usermm.grants.foreign import Foreign, ForeignMemory
+from usermm.grants.packed import PackedGntdev
 from usermm.grants.session import Refusal
 from usermm.uapi import xen_gntdev as abi
 
@@ -57,7 +58,7 @@ class MappedGrants(ForeignMemory):
         super()._let_go(wait=wait)
 
 
-class LocalGntdev:
+class LocalGntdev(PackedGntdev):
     """An open gntdev file of the mainline personality. Any thread may call anything."""
 
     def __init__(self, foreign: Foreign) -> None:

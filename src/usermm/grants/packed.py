@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from usermm._core import buffer_range
-from usermm.grants.files import Reference
+from usermm.grants.files import PAGE_BYTES, GntallocFile, GntdevFile, Reference
 from usermm.uapi import xen_gntalloc, xen_gntdev
 
 
@@ -15,7 +16,7 @@ class _File(Protocol):
 
 
 class PackedGntalloc:
-    """ALLOC_GREF and DEALLOC_GREF."""
+    """ALLOC_GREF and DEALLOC_GREF, and what is always done after the first."""
 
     def alloc_gref(self: _File, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
         """The index and the references."""
@@ -26,12 +27,36 @@ class PackedGntalloc:
         _, _, _, index = layout.unpack_from(argument)
         return index, memoryview(argument)[layout.size : layout.size + references].cast("I").tolist()
 
+    def allocate(self: GntallocFile, domid: int, flags: int, count: int, kind: Any) -> tuple[Any, int, Sequence[int]]:
+        """ALLOC_GREF and mmap(2): the memory, its index, the references."""
+        index, references = self.alloc_gref(domid, flags, count)
+        try:
+            prot = mmap.PROT_READ | mmap.PROT_WRITE
+            return self.mmap(count * PAGE_BYTES, prot, mmap.MAP_SHARED, index, kind), index, references
+        except BaseException:
+            self.dealloc_gref(index, count)
+            raise
+
     def dealloc_gref(self: _File, index: int, count: int) -> None:
         """Whole pages of allocations."""
         self.ioctl(xen_gntalloc.DEALLOC_GREF, bytearray(xen_gntalloc.DEALLOC.pack(index, count)))
 
 
-class PackedGntdev:
+class _Mapping:
+    """What is always done after MAP_GRANT_REF."""
+
+    def map(self: GntdevFile, references: Sequence[Reference], *, writable: bool, kind: Any) -> tuple[Any, int]:
+        """MAP_GRANT_REF and mmap(2): the memory, its index."""
+        index = self.map_grant_ref(references)
+        try:
+            prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+            return self.mmap(len(references) * PAGE_BYTES, prot, mmap.MAP_SHARED, index, kind), index
+        except BaseException:
+            self.unmap_grant_ref(index, len(references))
+            raise
+
+
+class PackedGntdev(_Mapping):
     """MAP_GRANT_REF and UNMAP_GRANT_REF of Linux today."""
 
     def map_grant_ref(self: _File, references: Sequence[Reference]) -> int:
@@ -46,7 +71,7 @@ class PackedGntdev:
         self.ioctl(xen_gntdev.UNMAP_GRANT_REF, bytearray(xen_gntdev.UNMAP.pack(index, count)))
 
 
-class PackedGntdev2007:
+class PackedGntdev2007(_Mapping):
     """The same of 2007, whose references are behind a pointer."""
 
     def map_grant_ref(self: _File, references: Sequence[Reference]) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 
 from usermm._core import Memory
 from usermm.grants.files import PAGE_BYTES
@@ -29,12 +28,16 @@ class GrantorPool:
         with contextlib.ExitStack() as unneeded:
             for descriptor in descriptors[1:]:
                 unneeded.callback(os.close, descriptor)
+            unneeded.callback(os.close, descriptors[0])
             self._table = _page(descriptors[1], writable=True)
             self._marks = _page(descriptors[2], writable=False)
+            # A child keeps what its parent granted, as with the device of Xen.
+            size = PAGES * PAGE_BYTES
+            self.memory = Memory([(descriptors[0], 0, size)], writable=True, shared=True, inherit=True)
         self.first = first
-        self.descriptor = descriptors[0]
         self.is_isolated = is_isolated
         self.granted = 0
+        self._view = memoryview(self.memory)
         self._free = list(range(PAGES - 1, -1, -1))
         self._waiting: list[int] = []
         self._uses = [0] * PAGES
@@ -48,7 +51,7 @@ class GrantorPool:
         page = self._free.pop()
         uses = self._uses[page]
         if uses:
-            os.pwrite(self.descriptor, _ZEROS, page * PAGE_BYTES)
+            self._view[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = _ZEROS
         self._uses[page] = uses + 1
         reference = self.first + page + PAGES * (uses % USES)
         self._table.exchange(page * WORD.size, reference)
@@ -78,10 +81,11 @@ class GrantorPool:
         return self.first, BLOCK
 
     def close(self) -> None:
-        """Nothing of it is granted any more."""
-        os.close(self.descriptor)
+        """Nothing of it is granted any more; parts of the memory that are still mapped stay."""
+        self._view.release()
         self._table.close()
         self._marks.close()
+        del self.memory
 
     def _reclaim(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -93,7 +97,12 @@ class GrantorPool:
 
 
 class GranteePool:
-    """The grantee's end. Any thread may call anything, finalizers too."""
+    """The grantee's end. Any thread may call anything, finalizers too: a mark is one atomic addition.
+
+    It lives as long as a mapping of one of its pages refers to it.
+    """
+
+    __slots__ = ("_marks", "_table", "descriptor", "handle", "inodes", "is_isolated", "writable")
 
     def __init__(self, handle: int, descriptors: list[int], *, writable: bool, is_isolated: bool) -> None:
         with contextlib.ExitStack() as unneeded:
@@ -106,40 +115,22 @@ class GranteePool:
         self.inodes = frozenset({os.fstat(descriptors[0]).st_ino})
         self.writable = writable
         self.is_isolated = is_isolated
-        self._lock = threading.RLock()
-        self._mapped = 0
-        self._is_dropped = False
 
     def hold(self, reference: int) -> bool:
         """Marks its page as mapped once more, if the reference is granted."""
-        at = page_of(reference) * WORD.size
-        with self._lock:
-            if self._is_dropped:
-                return False
-            self._marks.exchange(at, self._marks.load(at) + 1)
-            self._mapped += 1
-            if self._table.load(at) == reference:
-                return True
-            self.release(page_of(reference))
-            return False
+        at = reference % PAGES * 4
+        self._marks.add(at, 1)
+        if self._table.load(at) == reference:
+            return True
+        self._marks.add(at, -1)
+        return False
 
     def release(self, page: int) -> None:
         """One mapping of the page less."""
-        at = page * WORD.size
-        with self._lock:
-            self._marks.exchange(at, self._marks.load(at) - 1)
-            self._mapped -= 1
-            self._close_if_unused()
+        self._marks.add(page * 4, -1)
 
     def drop(self) -> None:
         """Nothing more is mapped from it; what is mapped is still accounted for."""
-        with self._lock:
-            if not self._is_dropped:
-                self._is_dropped = True
-                os.close(self.descriptor)
-                self._close_if_unused()
-
-    def _close_if_unused(self) -> None:
-        if self._is_dropped and not self._mapped:
-            self._table.close()
-            self._marks.close()
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,7 +15,7 @@ from typing import Self
 
 from usermm import _core
 from usermm._core import Memory
-from usermm.errors import DeviceError
+from usermm.errors import DeviceError, ForkedError
 from usermm.uapi import procfs
 from usermm.ummunotify.device import Ummunotify
 from usermm.ummunotify.events import Invalidation
@@ -32,16 +31,16 @@ class Watching:
         self._device: Ummunotify | None = None
         self._seen = 0
         self._watched: dict[int, weakref.ref[WatchedMemory]] = {}
-        self._owner = os.getpid()
         with contextlib.suppress(DeviceError):
             self._device = Ummunotify(monitor="userfaultfd")
 
-    def add(self, memory: WatchedMemory) -> int | None:
+    def add(self, memory: WatchedMemory, address: int, length: int) -> int | None:
         """Watches it; returns the cookie, None where that is not possible."""
-        if self._device is None:
+        device = self._device
+        if device is None:
             return None
         try:
-            cookie = self._device.watch(memory.address, memory.address + len(memory), None, _core.REFUSE_HOLES)
+            cookie = device.watch(address, address + length, None, _core.REFUSE_HOLES)
         except DeviceError:
             return None
         self._watched[cookie] = weakref.ref(memory)
@@ -50,24 +49,30 @@ class Watching:
     def forget(self, cookie: int, *, still_mapped: bool) -> None:
         """Before its munmap, which then costs no event; or after somebody else's."""
         self._watched.pop(cookie, None)
-        if self._device is None or os.getpid() != self._owner:
+        device = self._device
+        if device is None:
             return
-        with contextlib.suppress(DeviceError):  # the monitor failed, or is closed: then there is no event either
+        try:
             if still_mapped:
-                self._device.retire(cookie)
+                device.retire(cookie)
             else:
-                self._device.unregister(cookie)
+                device.unregister(cookie)
+        except DeviceError:
+            return  # the monitor failed, is closed or is the parent's: then there is no event either
 
     def settle(self) -> None:
         """Tells every mapping whose memory was hit since the last call."""
         device = self._device
-        if device is None or os.getpid() != self._owner:
+        if device is None:
             return
         try:
-            if device.generation == self._seen:
+            generation = device.generation
+            if generation == self._seen:
                 return
-            self._seen = device.generation
+            self._seen = generation
             hit = {event.cookie for event in device.read(0) if isinstance(event, Invalidation)}
+        except ForkedError:
+            return  # the parent's: here is nothing to be told
         except DeviceError:
             self._device = None  # it failed closed: this once, look at all
             hit = set(self._watched)
@@ -95,7 +100,7 @@ class WatchedMemory(Memory):
         """From here on `is_mapped` is exact. `inodes` are those of the files that it maps."""
         self._watching = watching
         self._inodes = inodes
-        self._cookie = watching.add(self)
+        self._cookie = watching.add(self, self.address, len(self))
 
     @property
     def is_mapped(self) -> bool:

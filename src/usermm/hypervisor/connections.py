@@ -8,21 +8,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from usermm.hypercalls.wire import LONGEST_REQUEST_BYTES, NO_REPLY, REFUSAL, REPLY, REQUEST
+from usermm.hypercalls.wire import LONGEST_REQUEST_BYTES, MOST_DESCRIPTORS, NO_REPLY, REFUSAL, REPLY, REQUEST
 from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.domains import DomainRecord
+from usermm.hypervisor.shares import TURN_NS, Shares
 
 _PACKETS_A_TURN = 16  # then the others have their turn
 _SEND_BUFFER_BYTES = 48 * 1024  # one reply of the longest kind, and a little
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
+_SO_PASSRIGHTS = 83  # Linux 6.16
+_SIOCOUTQ = 0x5411
+_PAUSE_SECONDS = 0.05
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _DESCRIPTOR = struct.Struct("=i")
+_COUNT = struct.Struct("=i")
 
 _buffer = bytearray(LONGEST_REQUEST_BYTES)
 _view = memoryview(_buffer)
@@ -49,6 +56,7 @@ class Connection:
         loop: asyncio.AbstractEventLoop,
         answer: Answer,
         gone: Callable[[Connection], None],
+        shares: Shares,
     ) -> None:
         self.peer = Peer(*_CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
         self.domain: DomainRecord | None = None
@@ -56,7 +64,9 @@ class Connection:
         self._loop = loop
         self._answer = answer
         self._gone = gone
+        self._shares = shares
         self._unsent: tuple[bytes, tuple[int, ...]] | None = None
+        self._under_way = 0  # descriptors that were sent, since it was known last that none is unread
         stream.setblocking(False)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._pidfd = _pidfd_of(stream, self.peer.pid)
@@ -71,6 +81,7 @@ class Connection:
             return
         self._loop.remove_reader(self._stream.fileno())
         self._loop.remove_writer(self._stream.fileno())
+        self._shares.forget(self, self.peer.uid)
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
@@ -91,6 +102,28 @@ class Connection:
             _close_all(self._unsent[1])
 
     def _on_readable(self) -> None:
+        if self._shares.may_go(self, self.peer.uid) and not self._pauses():
+            start = time.perf_counter_ns()
+            self._take(start + TURN_NS)
+            self._shares.went(self.peer.uid, time.perf_counter_ns() - start)
+
+    def _pauses(self) -> bool:
+        """Descriptors that nobody receives count on our user, all of whose senders could send none in the end."""
+        if self._under_way < MOST_DESCRIPTORS:
+            return False
+        (unread,) = _COUNT.unpack(fcntl.ioctl(self._stream, _SIOCOUTQ, bytes(_COUNT.size)))
+        if not unread:
+            self._under_way = 0
+            return False
+        self._loop.remove_reader(self._stream.fileno())
+        self._loop.call_later(_PAUSE_SECONDS, self._go_on)
+        return True
+
+    def _go_on(self) -> None:
+        if self._stream.fileno() >= 0:
+            self._loop.add_reader(self._stream.fileno(), self._on_readable)
+
+    def _take(self, until_ns: int) -> None:
         for _ in range(_PACKETS_A_TURN):
             try:
                 size = self._stream.recv_into(_buffer, 0, socket.MSG_TRUNC)
@@ -102,7 +135,9 @@ class Connection:
                 self.close()
                 return
             self._serve(size)
-            if self._unsent is not None or self._stream.fileno() < 0:
+            if self._unsent is not None or self._stream.fileno() < 0 or time.perf_counter_ns() > until_ns:
+                return
+            if self._under_way >= MOST_DESCRIPTORS:
                 return
 
     def _serve(self, size: int) -> None:
@@ -131,6 +166,7 @@ class Connection:
             if descriptors:
                 rights = b"".join(map(_DESCRIPTOR.pack, descriptors))
                 self._stream.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                self._under_way += len(descriptors)
             else:
                 self._stream.send(packet)
         except (BlockingIOError, InterruptedError):
@@ -154,6 +190,15 @@ class Connection:
         self._loop.remove_writer(self._stream.fileno())
         self._loop.add_reader(self._stream.fileno(), self._on_readable)
         self._send(*unsent)
+
+
+def refuse_descriptors(stream: socket.socket) -> None:
+    """Whoever sends some to `stream` gets EPERM. Before Linux 6.16 they come and are closed at once.
+
+    That can take long: a TCP socket with SO_LINGER makes wait whoever closes it last.
+    """
+    with contextlib.suppress(OSError):
+        stream.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 def _refusal(serial: int, refused: Refused) -> bytes:

@@ -6,7 +6,8 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
-from usermm.hypervisor import locks
+from usermm.hypervisor import locks, memfds
+from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.memfds import PAGE_BYTES
 from usermm.hypervisor.pools import Pool
 
@@ -53,6 +54,9 @@ class Extent:
     pool: Pool | None = None
     revoked: bool = False
     is_slow: bool = False
+    """Its locks are somebody's toy: nobody looks at them, and its holds end by their domains' word, or with them."""
+    grantee_uid: int | None = None
+    """The user of the grantee, once it was seen: another one's domain may follow it under its number."""
     charged: bool = True
     holds: dict[int, Hold] = field(default_factory=dict)
     grantor_notifications: dict[int, UnmapNotification] = field(default_factory=dict)
@@ -69,7 +73,15 @@ class Extent:
 
     def open(self, handle: int, *, writable: bool) -> int:
         """A descriptor for a domain: its own open file, with the lock that tells when it is gone."""
-        return locks.open_held(self.memfd, handle, writable=writable)
+        if not self.is_slow:
+            with contextlib.suppress(BlockingIOError):  # somebody's write lock is on our byte
+                return locks.open_held(self.memfd, handle, writable=writable)
+            self.is_slow = True
+        return memfds.reopened(self.memfd, writable=writable)
+
+    def is_for(self, domain: DomainRecord) -> bool:
+        """Whether this is the grantee: its number, and the user who had it, if anybody had."""
+        return self.grantee == domain.domid and self.grantee_uid in (None, domain.uid)
 
     def clear_byte(self, page: int, offset_bytes: int) -> None:
         """The unmap notification's; a page that was revoked or truncated has no byte to clear."""

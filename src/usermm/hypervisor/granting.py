@@ -32,6 +32,7 @@ class Granting:
         incarnation_tag: int,
         may_grant: Callable[[DomainRecord, int], bool],
         are_isolated: Callable[[int, int], bool],
+        uid_of: Callable[[int], int | None],
     ) -> None:
         self._holding = holding
         self._notifications = notifications
@@ -39,6 +40,7 @@ class Granting:
         self._tag = incarnation_tag
         self._may_grant = may_grant
         self._are_isolated = are_isolated
+        self._uid_of = uid_of
         self._numbers: dict[int, References] = {}
 
     def allocate(self, domain: DomainRecord, payload: memoryview) -> Reply:
@@ -105,6 +107,7 @@ class Granting:
             os.close(memfd)
             raise
         extent = Extent(memfd, domain.domid, grantee, writable, 0, count, count, watch)
+        extent.grantee_uid = self._uid_of(grantee)
         self._holding.add(extent, self._holding.tables[domain.domid])
         return extent
 
@@ -136,7 +139,10 @@ class Granting:
 
     def open_own(self, domain: DomainRecord, payload: memoryview) -> Reply:
         """OPEN_OWN: a writable descriptor of an extent that the domain granted."""
-        _, extent, page, count = self._own(domain, payload, "open_own")
+        table, extent, page, count = self._own(domain, payload, "open_own")
+        if len(table.holds) >= domain.quotas.max_mapped:
+            most = domain.quotas.max_mapped
+            raise Refused(errno.ENOSPC, f"open_own: domain {domain.domid} has all {most} descriptors that it may have")
         _, descriptor = self._holding.hold(extent, domain.domid, page, count, writable=True, of_grantor=True)
         return Reply(layouts.OPENED.pack(page), [descriptor])
 

@@ -36,6 +36,7 @@ class Grants:
             incarnation_tag=incarnation_tag,
             may_grant=may_grant,
             are_isolated=self.are_isolated,
+            uid_of=self._uid_of,
         )
         self.mapping = Mapping(self.holding, notifications, audit, are_isolated=self.are_isolated)
 
@@ -65,3 +66,7 @@ class Grants:
             return False
         mine = os.geteuid()
         return one.uid != other.uid and 0 not in (one.uid, other.uid) and mine not in (one.uid, other.uid)
+
+    def _uid_of(self, domid: int) -> int | None:
+        domain = self._domains.get(domid)
+        return None if domain is None else domain.uid

@@ -14,6 +14,7 @@ from usermm.hypervisor.tables import Table
 from usermm.uapi.xen_gntdev import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT
 
 _SLOW_LOOK_NS = 2_000_000
+_SLOW_QUERY_NS = 200_000
 
 
 class Events(Protocol):
@@ -58,6 +59,11 @@ class Holding:
     def of(self, table: Table) -> list[Extent]:
         """Those that a domain granted."""
         return [self._extents[watch][0] for watch in table.extents]
+
+    def descriptors(self, domid: int) -> int:
+        """How many of the hypervisor's a domain's grants need."""
+        table = self.tables[domid]
+        return len(table.extents) + 2 * len(table.pools)
 
     def hold(
         self,
@@ -160,16 +166,29 @@ class Holding:
         extent, _ = self._extents.get(watch, (None, None))
         if extent is None or extent.is_slow:
             return
-        start = time.thread_time_ns()
+        until = time.thread_time_ns() + _SLOW_LOOK_NS
         for hold in list(extent.holds.values()):
             if not locks.is_held(extent.memfd, hold.handle):
                 self.finish(extent, hold)
+            if time.thread_time_ns() > until:
+                self._look_no_more(extent)
+                break
         self.free_if_unused(extent)
-        if time.thread_time_ns() - start > _SLOW_LOOK_NS:
-            # Somebody fills the inode with locks of his own, which the kernel searches one by one. Its holds now end
-            # with their domains.
-            extent.is_slow = True
-            self._audit.record("slow", domid=extent.grantor, peer=extent.grantee, reference=extent.first_reference)
+
+    def is_held(self, extent: Extent, hold: Hold) -> bool:
+        """Whether its domain, which says that it let go, still has it."""
+        if extent.is_slow:
+            return False
+        start = time.thread_time_ns()
+        held = locks.is_held(extent.memfd, hold.handle)
+        if time.thread_time_ns() - start > _SLOW_QUERY_NS:
+            self._look_no_more(extent)
+        return held
+
+    def _look_no_more(self, extent: Extent) -> None:
+        """Somebody fills the inode with locks of his own, which the kernel searches one by one."""
+        extent.is_slow = True
+        self._audit.record("slow", domid=extent.grantor, peer=extent.grantee, reference=extent.first_reference)
 
     def discharge(self, table: Table, extent: Extent) -> None:
         """It no longer counts on its grantor: it was revoked, or is free."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls import pools as pool_layouts
 from usermm.hypercalls.wire import DOMID_SELF, LONGEST_REPLY_BYTES, MOST_DESCRIPTORS
-from usermm.hypervisor import locks, memfds, pools
+from usermm.hypervisor import memfds, pools
 from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.extents import Extent, UnmapNotification
@@ -52,9 +52,9 @@ class Mapping:
             raise Refused(errno.EINVAL, f"map: {len(runs)} runs of references came, {count} were announced")
         segments: list[_Segment] = []
         for segment in self._segments(domain, runs, bool(flags & layouts.MAP_WRITABLE)):
-            if len(segments) == _MOST_SEGMENTS:
-                break
             segments.append(segment)
+            if len(segments) == _MOST_SEGMENTS or segment.extent.is_slow:
+                break
         pool = segments[0].extent.pool if len(segments) == 1 else None
         if flags & layouts.MAP_ATTACH and pool is not None and not pool.is_closed:
             return self._attach(domain, segments[0], pool)
@@ -137,7 +137,7 @@ class Mapping:
             text = f"{call}: there is no such domain: its number comes from the one who grants"
             raise Refused(errno.EINVAL, text, status=GrantStatus.BAD_DOMAIN, index=index)
         extent = table.extent_of(reference)
-        if extent is None or extent.grantee != domain.domid:
+        if extent is None or not extent.is_for(domain):
             self._audit.record("refuse", domid=domain.domid, call="map", peer=grantor, reference=reference)
             raise _ended(domain, grantor, reference, index)
         if writable and not extent.writable:
@@ -149,7 +149,7 @@ class Mapping:
         """UNMAPPED: the domain says that it let go: if so, it is finished now, not at the next closing."""
         for (handle,) in layouts.HANDLE.iter_unpack(payload):
             found = self._holding.held_by(domain.domid, handle)
-            if found is not None and not locks.is_held(found[0].memfd, handle):
+            if found is not None and not self._holding.is_held(*found):
                 self._holding.finish(*found)
         return Reply()
 
@@ -178,6 +178,7 @@ class Mapping:
         return Reply()
 
     def _record(self, domain: DomainRecord, segment: _Segment) -> None:
+        segment.extent.grantee_uid = domain.uid
         grantor, first = segment.extent.grantor, segment.reference
         self._audit.record("map", domid=domain.domid, peer=grantor, reference=first, count=segment.pages)
 

@@ -20,6 +20,7 @@ from typing import Final
 from usermm.hypercalls import ports as layouts
 from usermm.hypercalls.wire import DOMID_FIRST_RESERVED, DOMID_SELF
 from usermm.hypervisor.calls import Refused, Reply
+from usermm.hypervisor.connections import refuse_descriptors
 from usermm.hypervisor.domains import DomainRecord
 from usermm.uapi.xen_evtchn import VIRQ_DOM_EXC
 
@@ -36,11 +37,17 @@ class Port:
     number: int
     remote: int
     virq: int | None = None
+    remote_uid: int | None = None
+    """Whose the remote domain was, if it was there: another user's that follows it under its number cannot bind."""
     peer: Port | None = None
     end: socket.socket | None = None
     """A copy of the domain's end; None: the pair was shut down, and the next one is made when it is asked for."""
     far: socket.socket | None = None
     """The other end while no domain has it."""
+
+    def waits_for(self, domain: DomainRecord) -> bool:
+        """Whether this is the domain that may bind it."""
+        return self.remote == domain.domid and self.remote_uid in (None, domain.uid)
 
     def shut(self) -> None:
         """The pair ends: whoever has an end, or a copy, sees a hang-up. What was sent before can be taken still."""
@@ -94,7 +101,10 @@ class Ports:
         call = f"bind_unbound_port(domain {remote})"
         if remote >= DOMID_FIRST_RESERVED:
             raise Refused(errno.EINVAL, f"{call}: pass a domid below {DOMID_FIRST_RESERVED:#x}, or DOMID_SELF")
-        return self._add(Port(domain.domid, self._number(domain, call), remote), call)
+        port = Port(domain.domid, self._number(domain, call), remote)
+        if (there := self._exists(remote)) is not None:
+            port.remote_uid = there.uid
+        return self._add(port, call)
 
     def bind_interdomain(self, domain: DomainRecord, payload: memoryview) -> Reply:
         """PORT_INTERDOMAIN: a port bound to one that waits for this domain; pending from the start, as Xen has it.
@@ -104,17 +114,18 @@ class Ports:
         remote, number = layouts.INTERDOMAIN.unpack(payload)
         remote = _domid(domain, remote)
         call = f"bind_interdomain(domain {remote}, port {number})"
-        if self._exists(remote) is None:
+        there = self._exists(remote)
+        if there is None:
             raise Refused(errno.ESRCH, f"{call}: no such domain: its number comes from the one who made the port")
         theirs = self._tables.get(remote, _Table()).ports.get(number)
-        if theirs is None or theirs.peer is not None or theirs.virq is not None or theirs.remote != domain.domid:
+        if theirs is None or theirs.peer is not None or theirs.virq is not None or not theirs.waits_for(domain):
             raise Refused(errno.EINVAL, f"{call}: no such port waits for domain {domain.domid}: make it for this domid")
-        ours = Port(domain.domid, self._number(domain, call), remote, peer=theirs)
+        ours = Port(domain.domid, self._number(domain, call), remote, remote_uid=there.uid, peer=theirs)
         _complete(theirs, call)
         ours.end = theirs.far
         assert ours.end is not None
         descriptor = _copy(ours.end, call)
-        theirs.far, theirs.peer = None, ours
+        theirs.far, theirs.peer, theirs.remote_uid = None, ours, domain.uid
         self._table(domain).insert(ours)
         _send(theirs.end)
         return Reply(layouts.PORT.pack(ours.number), [descriptor])
@@ -174,6 +185,10 @@ class Ports:
     def is_bound(self, domid: int, port: int) -> bool:
         """Whether the domain has the port, bound to a peer or still waiting for one."""
         return self._find(domid, port) is not None
+
+    def descriptors(self, domid: int) -> int:
+        """How many of the hypervisor's a domain's ports need at most."""
+        return 2 * len(self._tables[domid].ports) if domid in self._tables else 0
 
     def status(self, domid: int) -> list[dict[str, object]]:
         """A domain's ports by number: kind, the remote domain and port, and whether an event waits to be taken."""
@@ -240,6 +255,8 @@ def _complete(port: Port, call: str) -> None:
     if port.end is None:
         try:
             port.end, port.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            refuse_descriptors(port.end)
+            refuse_descriptors(port.far)
         except OSError as error:
             raise _exhausted(error, call) from None
 

@@ -15,12 +15,14 @@ from usermm.hypercalls.wire import DOMID_ANY, Operation
 from usermm.hypervisor import status as status_of
 from usermm.hypervisor.audit import Audit
 from usermm.hypervisor.calls import Refused, Reply
-from usermm.hypervisor.connections import Connection
+from usermm.hypervisor.connections import Connection, refuse_descriptors
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.grants import Grants
 from usermm.hypervisor.memfds import PAGE_BYTES
 from usermm.hypervisor.policy import Policy
 from usermm.hypervisor.ports import Ports
+from usermm.hypervisor.reserve import Reserve
+from usermm.hypervisor.shares import Shares
 from usermm.hypervisor.store.service import Store
 from usermm.uapi.xen_evtchn import VIRQ_DOM_EXC
 
@@ -28,6 +30,17 @@ _MOST_STRANGERS = 256  # connected, and not yet a domain
 _STRANGER_SECONDS = 10
 _ACCEPTS_A_TURN = 16
 _PAUSE_SECONDS = 0.1
+
+_NEEDS_DESCRIPTORS = frozenset(
+    {
+        Operation.ALLOCATE,
+        Operation.POOL,
+        Operation.PORT_UNBOUND,
+        Operation.PORT_INTERDOMAIN,
+        Operation.PORT_VIRQ,
+        Operation.WATCH,
+    }
+)
 
 Handler = Callable[[DomainRecord, memoryview], Reply]
 
@@ -59,7 +72,10 @@ class Server:
         self._loop = loop = asyncio.get_running_loop()
         self.store = Store(self._when_writable, self._forget_writable)
         self._handlers = self._table()
+        self._shares = Shares(loop)
+        self._reserve = Reserve()
         self.listener.setblocking(False)
+        refuse_descriptors(self.listener)  # what is accepted inherits it
         loop.add_reader(self.listener.fileno(), self._accept)
         loop.add_reader(self.grants.holding.closings.fileno(), self._look)
         try:
@@ -128,7 +144,7 @@ class Server:
         if len(self._strangers) >= _MOST_STRANGERS:
             next(iter(self._strangers)).close()  # the one that has been silent for longest
         try:
-            connection = Connection(stream, self._loop, self._answer, self._gone)
+            connection = Connection(stream, self._loop, self._answer, self._gone, self._shares)
         except OSError:
             stream.close()
             return
@@ -146,6 +162,9 @@ class Server:
             handler = self._handlers.get(operation)
             if handler is None:
                 raise Refused(errno.ENOSYS, f"operation {operation} is unknown to this hypervisor")
+            if operation in _NEEDS_DESCRIPTORS:
+                uid = connection.domain.uid
+                self._reserve.refuse_hog(uid, lambda: self._descriptors_of(uid))
             return handler(connection.domain, payload)
         except struct.error:
             raise Refused(errno.EINVAL, f"operation {operation}: {len(payload)} bytes are no payload of it") from None
@@ -158,6 +177,11 @@ class Server:
             self.audit.record("fault", operation=operation, error=repr(error)[:200])
             text = f"operation {operation}: the hypervisor made a mistake: its audit log has it"
             raise Refused(errno.EIO, text) from None
+
+    def _descriptors_of(self, uid: int) -> int:
+        domids = [domain.domid for domain in self.domains.values() if domain.uid == uid]
+        parts = self.grants.holding, self.ports, self.store
+        return sum(2 + sum(part.descriptors(domid) for part in parts) for domid in domids)
 
     def _hello(self, connection: Connection, payload: memoryview) -> Reply:
         version, wanted, _ = wire.HELLO.unpack_from(payload)

@@ -98,7 +98,7 @@ class Table:
 
     def find_any(self, first: int, count: int) -> Extent | None:
         """The extent that has all of [first, first + count), of which at least one is a live reference."""
-        if count > MOST_PAGES:
+        if count > self.granted_pages:  # which count as long as one of an extent is live
             return None
         live = (self.references.get(number) for number in range(first, first + count))
         found = next((extent for extent in live if extent is not None), None)

@@ -1,7 +1,7 @@
 """How long an array takes from one process to another and back, and what a channel moves, on two cores.
 
 Each way is a pair of functions over memory that both keep: `exchange` in this process hands an array over and takes one
-back, `answer` does the reverse in a child on another core. Nothing is copied: of each array the last byte is written and
+back, `answer` does the reverse in a child on another core. Nothing is copied: of each the last byte is written and
 read. Half of an exchange is one hand-over.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -68,10 +69,10 @@ class ChannelWay:
         slot = self._channel.loan(self._size)
         slot.view[-1] = 1
         slot.send()
-        assert self._channel.receive_message()[-1] == 1
+        assert self._channel.receive_array()[-1] == 1
 
     def answer(self) -> None:
-        assert self._channel.receive_message()[-1] == 1
+        assert self._channel.receive_array()[-1] == 1
         slot = self._channel.loan(self._size)
         slot.view[-1] = 1
         slot.send()
@@ -144,6 +145,8 @@ def in_two(way: Way, work: Callable[[Way], None]) -> Iterator[None]:
             way.child()
             while True:
                 work(way)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     try:

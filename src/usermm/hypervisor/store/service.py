@@ -110,6 +110,10 @@ class Store:
             },
         }
 
+    def descriptors(self, domid: int) -> int:
+        """How many of the hypervisor's a domain's watches need."""
+        return self._parts.watches.count(domid)
+
     def close(self) -> None:
         """Ends all watches."""
         self._parts.watches.close()

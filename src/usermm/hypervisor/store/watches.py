@@ -84,10 +84,13 @@ class Watches:
 
     def fire(self, path: str, may_hear: MayHear, *, exact: bool) -> None:
         """Tells those who watch `path`, and unless `exact` also those who watch a directory above."""
-        watched = path
+        watched, answers = path, dict[int, bool]()  # a domain may have many watches
         while True:
             for watch in tuple(self._by_path.get(watched, ())):
-                if may_hear(watch.domain):
+                domid = watch.domain.domid
+                if domid not in answers:
+                    answers[domid] = may_hear(watch.domain)
+                if answers[domid]:
                     self._push(watch, path)
             if exact or watched == paths.ROOT:
                 return

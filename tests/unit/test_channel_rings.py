@@ -1,0 +1,192 @@
+"""The rings against a peer that writes whatever it likes: an error, never a crash or a byte from outside a slot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from usermm._core import Memory
+from usermm.channels import arrays, rings
+from usermm.channels.rings import Geometry, Incoming, Outgoing, ProtocolError, Side
+from usermm.errors import ArgumentError, PeerGoneError
+
+SIZES = Geometry(4, 1, 1)
+
+
+class Pages:
+    """A memfd, as its owner and as the other side maps it."""
+
+    def __init__(self, pages: int) -> None:
+        self.descriptor = os.memfd_create("ring")
+        os.ftruncate(self.descriptor, pages * 4096)
+        runs = [(self.descriptor, 0, pages * 4096)]
+        self.own = Memory(runs, writable=True, shared=True, inherit=False)
+        self.seen = Memory(runs, writable=False, shared=True, inherit=False)
+
+
+class Two:
+    """Two sides: `out` sends to `into`."""
+
+    def __init__(self) -> None:
+        self.pages = [Pages(rings.CONTROL_PAGES), Pages(SIZES.pages), Pages(rings.CONTROL_PAGES), Pages(SIZES.pages)]
+        a, a_data, b, b_data = self.pages
+        self.events = 0
+        self.sender_control, self.receiver_control = a.own, b.own
+        self.out = Outgoing(Side(a.own, a_data.own, SIZES), Side(b.seen, b_data.seen, SIZES), self.notify)
+        self.into = Incoming(Side(b.own, b_data.own, SIZES), Side(a.seen, a_data.seen, SIZES), self.notify)
+
+    def notify(self) -> None:
+        self.events += 1
+
+    def send(self, data: bytes) -> None:
+        slot = self.out.take_slot()
+        assert slot is not None
+        self.out.slot(slot, len(data))[:] = data
+        self.out.publish(slot, len(data))
+
+    def close(self) -> None:
+        self.out.close()
+        self.into.close()
+        for pages in self.pages:
+            pages.own.close()
+            pages.seen.close()
+            os.close(pages.descriptor)
+
+
+@pytest.fixture
+def two() -> Iterator[Two]:
+    made = Two()
+    yield made
+    made.close()
+
+
+def test_messages_come_in_order_and_slots_are_not_used_while_held(two: Two) -> None:
+    for number in range(4):
+        two.send(bytes([number]))
+    assert two.out.take_slot() is None
+    held = [two.into.next() for _ in range(4)]
+    assert [two.into.copy(message) for message in held if message] == [b"\0", b"\1", b"\2", b"\3"]
+    assert two.out.take_slot() is None
+    assert held[2] is not None
+    two.into.give_back(held[2].slot)
+    assert two.out.take_slot() == held[2].slot
+
+
+def test_an_event_only_for_who_sleeps(two: Two) -> None:
+    two.send(b"x")
+    assert two.events == 0
+    two.receiver_control.store(rings.WAITING, rings.WANTS_MESSAGE)
+    two.send(b"y")
+    assert two.events == 1
+
+
+def test_the_stream_wraps(two: Two) -> None:
+    sent = os.urandom(3 * 4096 + 77)
+    got, rest = b"", memoryview(sent)
+    while len(got) < len(sent):
+        rest = rest[two.out.put(rest[:3001]) :]
+        got += two.into.take(1777)
+    assert got == sent
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [(4, 1, 1, b"", 0), (1 << 31, 1, 1, b"", 0), (0, 1, 4097, b"", 0), (0, 1, 1 << 63, b"", 0), (0, 1, 8, b"", 9)],
+)
+def test_a_descriptor_that_lies(two: Two, fields: tuple[int, int, int, bytes, int]) -> None:
+    rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, *fields, *[0] * 8)
+    two.sender_control.store(rings.MESSAGES_SENT, 1)
+    with pytest.raises(ProtocolError):
+        two.into.next()
+
+
+def test_a_slot_that_is_held_comes_again(two: Two) -> None:
+    two.send(b"x")
+    assert two.into.next()
+    rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS + 128, 0, 9, 1, b"", 0, *[0] * 8)
+    two.sender_control.store(rings.MESSAGES_SENT, 2)
+    with pytest.raises(ProtocolError, match="still held"):
+        two.into.next()
+
+
+@pytest.mark.parametrize("value", [5, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_counts_that_lie(two: Two, value: int) -> None:
+    two.sender_control.store(rings.MESSAGES_SENT, value)
+    two.sender_control.store(rings.BYTES_SENT, value + 4096 & 0xFFFFFFFF)
+    two.receiver_control.store(rings.BYTES_TAKEN, value)
+    with pytest.raises(ProtocolError):
+        two.into.next()
+    if value != 0xFFFFFFFF:
+        with pytest.raises(ProtocolError):
+            two.into.take(10)
+        with pytest.raises(ProtocolError):
+            two.out.room()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_control_pages_at_all(two: Two, seed: int) -> None:
+    """Each round other bytes everywhere, half of them plausible: what comes is an error, or inside the slot."""
+    chance = random.Random(seed)
+    for _ in range(200):
+        noise = chance.randbytes(rings.CONTROL_PAGES * 4096)
+        two.sender_control.write(0, noise)
+        two.receiver_control.write(0, noise)
+        if chance.random() < 0.5:
+            two.sender_control.store(rings.MESSAGES_SENT, chance.randrange(4))
+        for place in range(rings.DESCRIPTORS, rings.CONTROL_PAGES * 4096, 128):
+            if chance.random() < 0.5:
+                struct.pack_into("=IIQ", two.sender_control, place, chance.randrange(6), 1, chance.randrange(5000))
+        try:
+            message = two.into.next()
+            if message:
+                assert len(two.into.copy(message)) == message.length <= 4096
+                arrays.as_array(two.into, message, copy=True)
+        except ProtocolError:
+            pass
+        for call in (lambda: two.into.take(100), two.out.room, two.out.take_slot, two.out.unconfirmed):
+            with contextlib.suppress(ProtocolError):
+                call()
+
+
+@pytest.mark.parametrize("code", [b"|O8", b"|O", b"<V8", b"|S4", b"<f3", b"i4", b"<f8,<f8", b"\xff\xfe", b"<U9"])
+def test_items_that_are_no_numbers(two: Two, code: bytes) -> None:
+    rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, 0, 1, 8, code, 1, 1, *[0] * 7)
+    two.sender_control.store(rings.MESSAGES_SENT, 1)
+    message = two.into.next()
+    assert message
+    with pytest.raises(ProtocolError):
+        arrays.as_array(two.into, message, copy=False)
+
+
+@pytest.mark.parametrize("shape", [(2,), (0,), (1 << 63, 2), (1 << 32, 1 << 32)])
+def test_a_shape_that_is_not_the_length(two: Two, shape: tuple[int, ...]) -> None:
+    two.send(b"12345678")
+    sizes = [*shape, *[0] * (8 - len(shape))]
+    rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, 0, 1, 8, b"<f8", len(shape), *sizes)
+    message = two.into.next()
+    assert message
+    with pytest.raises(ProtocolError):
+        arrays.as_array(two.into, message, copy=False)
+
+
+def test_data_that_was_taken_back_is_an_error_where_it_is_copied(two: Two) -> None:
+    two.send(b"x")
+    two.out.put(memoryview(b"abc"))
+    os.ftruncate(two.pages[1].descriptor, 0)
+    message = two.into.next()
+    assert message
+    with pytest.raises(PeerGoneError):
+        two.into.copy(message)
+    with pytest.raises(PeerGoneError):
+        two.into.take(3)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (65, 1, 1), (1, 0, 1), (1, 1, 3), (1, 1, 0)])
+def test_sizes_that_are_none(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(ArgumentError):
+        Geometry(*sizes).check()
