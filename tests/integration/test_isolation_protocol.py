@@ -32,13 +32,15 @@ from support.bystanders import Bystanders
 from support.users import root_only
 
 from usermm import Domain
+from usermm._core import buffer_range
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls import ports as port_layouts
 from usermm.hypercalls import store as store_layouts
 from usermm.hypercalls import wire
 from usermm.hypercalls.wire import Operation
-from usermm.hypervisor import connections, ports
+from usermm.hypervisor import connections, ports, server
 from usermm.hypervisor.extents import Extent
+from usermm.uapi import xen_gntdev as abi
 
 pytestmark = root_only
 EVENT = 2  # NOTIFY_SEND_EVENT
@@ -137,7 +139,7 @@ def test_nobody_acts_on_what_is_others(world: World, three: tuple[Actor, Actor, 
         assert carol(ask, operation, one) == "EINVAL"
         assert bob(ask, operation, one) == "EINVAL"
     assert carol(ask, Operation.GRANTOR_NOTIFY, layouts.GRANTOR_NOTIFY.pack(reference, 0, 1, 0)) == "EINVAL"
-    assert carol(ask, Operation.GRANTEE_NOTIFY, layouts.GRANTEE_NOTIFY.pack(handle, 0, 0, EVENT, port)) == "EINVAL"
+    assert carol(ask, Operation.GRANTEE_NOTIFY, layouts.GRANTEE_NOTIFY.pack(0, 0, 0, EVENT, port)) == "EINVAL"
     assert carol(ask, Operation.GRANTEE_NOTIFY, layouts.GRANTEE_NOTIFY.pack(handle, 0, 0, 0, 0)) == "ENOENT"
     assert carol(ask, Operation.UNMAPPED, layouts.HANDLE.pack(handle)) == DONE  # of which nothing follows
     for operation in (Operation.PORT_CLOSE, Operation.PORT_REARM):
@@ -379,7 +381,8 @@ def lingering_socket() -> tuple[socket.socket, list[socket.socket]]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    ours = socket.create_connection(listener.getsockname())
+    ours = socket.socket()
+    ours.connect(listener.getsockname())
     theirs, _ = listener.accept()
     ours.setblocking(False)
     with contextlib.suppress(BlockingIOError):
@@ -424,8 +427,6 @@ def flood_with_descriptors(path: str) -> str:
 def without_refusing_descriptors() -> None:
     connections.refuse_descriptors = lambda _: None
     ports.refuse_descriptors = lambda _: None
-    from usermm.hypervisor import server
-
     server.refuse_descriptors = lambda _: None
 
 
@@ -489,7 +490,6 @@ def bound(world: World) -> Iterator[tuple[Actor, Actor]]:
     with Actor(ALICE) as victim, Actor(BOB) as attacker:
         domid = victim(victim_joins, world.socket)
         attacker(attacker_binds, domid, victim(victim_binds, attacker(join, world.socket)))
-        assert victim(victim_reads, PATIENCE_S)[0] in ([0], [])
         yield victim, attacker
 
 
@@ -673,8 +673,6 @@ def keep_writable(grantor: int, reference: int) -> None:
 
 
 def copy_badly(grantor: int, reference: int) -> list[str]:
-    from usermm.uapi import xen_gntdev as abi
-
     gntdev = KEPT["domain"].gntdev
     granted = abi.COPY_GRANTED.pack(reference, 0, grantor)
 
@@ -706,8 +704,6 @@ def copy_badly(grantor: int, reference: int) -> list[str]:
 
 
 def _address(buffer: bytearray) -> int:
-    from usermm._core import buffer_range
-
     return buffer_range(buffer)[0]
 
 

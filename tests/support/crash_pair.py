@@ -199,7 +199,7 @@ class Grantor(Side):
 
     def allocate(self) -> None:
         pages = self.domain.gntalloc.allocate(
-            self.other, self.random.choice((1, 1, 2, 16, 300)), writable=self.random.random() < 0.5
+            self.other, self.random.choice((1, 1, 2, 16, 200)), writable=self.random.random() < 0.5
         )
         pages.write(0, b"data")
         if self.random.random() < 0.3:

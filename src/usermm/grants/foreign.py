@@ -139,20 +139,21 @@ class Foreign:
         if not bits & layouts.ATTACHED:
             return None, _segments(answer, descriptors)
         isolated = bool(bits & layouts.ISOLATED)
-        pool = GranteePool(handle, descriptors, writable=bool(bits & layouts.WRITABLE), is_isolated=isolated)
+        may_write = bool(bits & layouts.WRITABLE)
+        pool = GranteePool(handle, descriptors, self._watching, writable=may_write, is_isolated=isolated)
         return self._attachments.add(domid, reference, pool), []
 
     def _map_pooled(self, pool: GranteePool, page: int, *, writable: bool, kind: type[Kind]) -> Kind:
         try:
-            run = pool.descriptor, page * PAGE_BYTES, PAGE_BYTES
-            memory = kind([run], writable=writable, shared=writable, inherit=False)
+            whole = pool.mapping(writable=writable)
+            memory = kind.part(whole, page * PAGE_BYTES, PAGE_BYTES)
         except BaseException:
             pool.release(page)
             raise
         memory._session, memory._pool, memory._pool_page = self._session, pool, page
         memory.handles = ((pool.handle, 1),)
         memory.is_isolated = pool.is_isolated
-        memory.watch(self._watching, pool.inodes)
+        memory._watching, memory._pool_mapping = self._watching, whole
         return memory
 
     def open(self, references: Sequence[Reference], *, writable: bool) -> list[Segment]:

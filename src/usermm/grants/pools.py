@@ -12,6 +12,7 @@ import os
 
 from usermm._core import Memory
 from usermm.grants.files import PAGE_BYTES
+from usermm.grants.watching import PoolMapping, Watching
 from usermm.hypercalls.pools import BLOCK, CLOSED_WORD, HELD_WORDS, PAGES, USES, WORD, page_of
 
 _ZEROS = bytes(PAGE_BYTES)
@@ -102,17 +103,19 @@ class GranteePool:
     It lives as long as a mapping of one of its pages refers to it.
     """
 
-    __slots__ = ("_marks", "_table", "descriptor", "handle", "inodes", "is_isolated", "writable")
-
-    def __init__(self, handle: int, descriptors: list[int], *, writable: bool, is_isolated: bool) -> None:
+    def __init__(
+        self, handle: int, descriptors: list[int], watching: Watching, *, writable: bool, is_isolated: bool
+    ) -> None:
         with contextlib.ExitStack() as unneeded:
             for descriptor in descriptors[1:]:
                 unneeded.callback(os.close, descriptor)
             self._table = _page(descriptors[1], writable=False)
             self._marks = _page(descriptors[2], writable=True)
+        self._descriptor = descriptors[0]
+        self._inodes = frozenset({os.fstat(descriptors[0]).st_ino})
+        self._mappings: dict[bool, PoolMapping] = {}
+        self._watching = watching
         self.handle = handle
-        self.descriptor = descriptors[0]
-        self.inodes = frozenset({os.fstat(descriptors[0]).st_ino})
         self.writable = writable
         self.is_isolated = is_isolated
 
@@ -129,8 +132,19 @@ class GranteePool:
         """One mapping of the page less."""
         self._marks.add(page * 4, -1)
 
+    def mapping(self, *, writable: bool) -> PoolMapping:
+        """All pages, mapped with this protection. Raises OSError (ENOMEM)."""
+        found = self._mappings.get(writable)
+        if found is None or found.is_torn:
+            run = self._descriptor, 0, PAGES * PAGE_BYTES
+            # Private, so that a userfaultfd can watch it; a private mapping that is only read stays the file's pages.
+            found = PoolMapping([run], writable=writable, shared=writable, inherit=False)
+            found.watch(self._watching, self._inodes)
+            self._mappings[writable] = found
+        return found
+
     def drop(self) -> None:
         """Nothing more is mapped from it; what is mapped is still accounted for."""
-        descriptor, self.descriptor = self.descriptor, -1
+        descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

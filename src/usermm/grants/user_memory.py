@@ -8,6 +8,7 @@ import os
 
 from usermm.errors import grant_refused
 
+_LARGE_BYTES = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -17,6 +18,8 @@ class _Vector(ctypes.Structure):
 
 def read(address: int, length: int, call: str) -> bytes:
     """`length` bytes at `address`. Raises RevokedError (EFAULT) in the name of `call`."""
+    if length > _LARGE_BYTES:  # whatever a caller made up: there is no memory for it before it is known to be there
+        _transfer(_libc.process_vm_readv, ctypes.create_string_buffer(1), address + length - 1, 1, call)
     data = ctypes.create_string_buffer(length)
     _transfer(_libc.process_vm_readv, data, address, length, call)
     return data.raw

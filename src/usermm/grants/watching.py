@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Self
 from usermm import _core
 from usermm._core import Memory
 from usermm.errors import DeviceError, ForkedError
+from usermm.grants.files import PAGE_BYTES
 from usermm.uapi import procfs
 from usermm.ummunotify.device import Ummunotify
 from usermm.ummunotify.events import Invalidation
@@ -30,6 +32,7 @@ class Watching:
     def __init__(self) -> None:
         self._device: Ummunotify | None = None
         self._seen = 0
+        self._lock = threading.RLock()  # a finalizer can come in between
         self._watched: dict[int, weakref.ref[WatchedMemory]] = {}
         with contextlib.suppress(DeviceError):
             self._device = Ummunotify(monitor="userfaultfd")
@@ -69,10 +72,17 @@ class Watching:
             generation = device.generation
             if generation == self._seen:
                 return
+        except DeviceError as error:
+            if isinstance(error, ForkedError):
+                return  # the parent's: here is nothing to be told
+            generation = -1
+        with self._lock:  # whoever finds `seen` up to date finds every mapping told
+            self._tell(device)
             self._seen = generation
+
+    def _tell(self, device: Ummunotify) -> None:
+        try:
             hit = {event.cookie for event in device.read(0) if isinstance(event, Invalidation)}
-        except ForkedError:
-            return  # the parent's: here is nothing to be told
         except DeviceError:
             self._device = None  # it failed closed: this once, look at all
             hit = set(self._watched)
@@ -93,8 +103,9 @@ class WatchedMemory(Memory):
     _watching: Watching | None = None
     _cookie: int | None = None
     _is_whole = True
-
     _inodes: frozenset[int] = frozenset()
+    _pool_mapping: PoolMapping | None = None
+    """Of which this is a page: that one is watched, and unmapped in the end."""
 
     def watch(self, watching: Watching, inodes: frozenset[int]) -> None:
         """From here on `is_mapped` is exact. `inodes` are those of the files that it maps."""
@@ -107,7 +118,7 @@ class WatchedMemory(Memory):
         """Whether any of it is still mapped where it was; exact for this thread's own calls (see Ummunotify)."""
         if self._watching is not None:
             self._watching.settle()
-        return not self.closed
+        return not self.closed and (self._pool_mapping is None or self._pool_mapping.has(self.address))
 
     def close(self) -> None:
         """Unmaps it. Raises BufferError while somebody has a buffer of it. May be called again."""
@@ -172,3 +183,27 @@ class WatchedMemory(Memory):
         for mapping in found:
             if mapping.inode in self._inodes and mapping.path.startswith(_NAME):
                 yield max(start, mapping.start), min(end, mapping.end)
+
+
+class PoolMapping(WatchedMemory):
+    """All pages of a pool, mapped once: what is mapped of it later are parts."""
+
+    _gone: frozenset[int] = frozenset()
+
+    def has(self, address: int) -> bool:
+        """Whether the page at `address` is still mapped."""
+        return address not in self._gone
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether somebody unmapped a page of it: new parts need a new mapping."""
+        if self._watching is not None:
+            self._watching.settle()
+        return bool(self._gone)
+
+    def _hit(self) -> None:
+        if self.closed:
+            return
+        self._is_whole = False
+        there = {page for start, end in self._pieces() for page in range(start, end, PAGE_BYTES)}
+        self._gone = frozenset(range(self.address, self.address + len(self), PAGE_BYTES)) - there
