@@ -1,4 +1,4 @@
-"""A grantee lets go by munmap, MAP_FIXED, mremap, fork or death: it is noticed at once here, and for good over there."""
+"""A grantee lets go by munmap, MAP_FIXED, mremap, fork or death: it is noticed at once here, for good over there."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_old_references_are_nothing_to_a_new_hypervisor(path: Path) -> None:
     """Thousands of them, from domains that have the same numbers and have granted as much again."""
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(HypervisorProcess(path))
-        old_grantor, old_grantee = map(stack.enter_context, domains(path))
+        old_grantor, _ = map(stack.enter_context, domains(path))
         old = [stack.enter_context(closing(old_grantor.gntalloc.allocate(GRANTEE, 8))) for _ in range(100)]
         references = [number for pages in old for number in pages.references]
         first.kill()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from support.crash_bystanders import LEFT, RIGHT, Bystanders
 from support.crash_pair import GRANTEE, GRANTOR, Child, Grantee, Grantor, Side, start
-from support.hypervisors import Belongings, HypervisorProcess, socket_folder
+from support.hypervisors import Belongings, HypervisorProcess, settled, socket_folder
 
 STRESS = os.environ.get("USERMM_STRESS") == "1"
 CRASHES = int(os.environ.get("USERMM_CRASHES", "1000" if STRESS else "40"))
@@ -34,20 +34,21 @@ class World:
     def __init__(self, hypervisor: HypervisorProcess, bystanders: Bystanders) -> None:
         self.hypervisor = hypervisor
         self.bystanders = bystanders
-        self.calm = self.state()
+        self.calm = settled(self.state)
 
     def state(self) -> tuple[Belongings, dict[str, Any]]:
         """Descriptors, memory and locks of the hypervisor, and what it knows of."""
+        belongings = self.hypervisor.belongings()
         status = self.hypervisor.status()
         known = {name: status[name] for name in ("grants", "ports")}
         known["domains"] = [domain["domid"] for domain in status["domains"]]
         known["usage"] = [{**domain["usage"], "store_entries": 0} for domain in status["domains"]]
         for port in known["ports"]:
             port["pending"] = False
-        return self.hypervisor.belongings(), known
+        return belongings, known
 
     def is_calm(self) -> bool:
-        """As if there had never been anybody else. The status has a descriptor and a memfd of its own under way."""
+        """As if there had never been anybody else."""
         return self.state() == self.calm
 
     def is_rid_of(self, domid: int) -> bool:

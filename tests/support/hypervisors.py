@@ -84,6 +84,15 @@ class HypervisorProcess:
         self.kill()
 
 
+def settled(state: Callable[[], Any]) -> Any:
+    """What `state` gives three times in a row: who asked for the status is seen off a little later."""
+    seen: list[Any] = []
+    while len(seen) < 3 or any(each != seen[-1] for each in seen[-3:]):
+        time.sleep(0.003)
+        seen.append(state())
+    return seen[-1]
+
+
 @dataclass(frozen=True)
 class Belongings:
     """Of a process. `shared_pages` are those that its memfds really have; `locks` are on their inodes, whoever's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap as _mmap
 import weakref
@@ -147,8 +146,10 @@ class Gntalloc:
     def _forget(self, allocation: Allocation) -> None:
         for number in allocation.references:
             self._allocations.pop(number, None)
-        with contextlib.suppress(DeviceError):  # the file was closed, which deallocates, or the hypervisor is gone
-            self.dealloc_gref(allocation.index, len(allocation.references))
+        try:
+            self._file.dealloc_gref(allocation.index, len(allocation.references))
+        except DeviceError:
+            return  # the file was closed, which deallocates, or the hypervisor is gone
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap as _mmap
 import struct
 from collections.abc import Iterable, Sequence
@@ -138,8 +137,10 @@ class Gntdev:
         self._file.close()
 
     def _forget(self, mapping: Mapping) -> None:
-        with contextlib.suppress(DeviceError):  # the file is closed, which forgets it
-            self.unmap_grant_ref(mapping.index, len(mapping.references))
+        try:
+            self._file.unmap_grant_ref(mapping.index, len(mapping.references))
+        except DeviceError:
+            return  # the file is closed, which forgets it
 
     def __enter__(self) -> Self:
         return self

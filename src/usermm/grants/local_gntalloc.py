@@ -23,7 +23,7 @@ from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
 from usermm.grants.watching import WatchedMemory, Watching
 from usermm.hypercalls import grants as layouts
-from usermm.hypercalls.pools import page_of
+from usermm.hypercalls.pools import PAGES
 from usermm.hypercalls.wire import Operation
 from usermm.uapi import xen_gntalloc as abi
 
@@ -125,7 +125,7 @@ class LocalGntalloc(PackedGntalloc):
         if not flags & _mmap.MAP_SHARED or pages <= 0:
             raise grant_refused(errno.EINVAL, f"{call}: map one page or more with MAP_SHARED")
         with self._lock, contextlib.ExitStack() as unneeded:
-            parts = tuple(self._find(offset, pages, errno.ENOENT, call))
+            parts = tuple(self._find(offset, pages, errno.ENOENT, "mmap"))
             pool = parts[0][0].pool
             if pool is not None and len(parts) == 1 and prot & _mmap.PROT_WRITE:
                 return self._part_of_pool(parts[0][0], pool, kind)
@@ -226,7 +226,7 @@ class LocalGntalloc(PackedGntalloc):
             raise
 
     def _part_of_pool(self, allocated: _Allocated, pool: GrantorPool, kind: type[GrantedPages]) -> GrantedPages:
-        memory = kind.part(pool.memory, page_of(allocated.first_reference) * PAGE_BYTES, PAGE_BYTES)
+        memory = kind.part(pool.memory, allocated.first_reference % PAGES * PAGE_BYTES, PAGE_BYTES)
         with self._lock:
             allocated.users[0] += 1
         memory._file, memory._parts = self, ((allocated, 0, 1),)
@@ -246,7 +246,10 @@ class LocalGntalloc(PackedGntalloc):
             isolated = bool(bits & layouts.ISOLATED)
             allocated = _Allocated(page, first, count, descriptors[0], isolated, [1] * count)
         self._next_page += count
-        self._pages.update(dict.fromkeys(range(page, page + count), allocated))
+        if count == 1:
+            self._pages[page] = allocated
+        else:
+            self._pages.update(dict.fromkeys(range(page, page + count), allocated))
         return allocated
 
     def _dealloc_gref(self, argument: bytearray | memoryview) -> None:
@@ -255,10 +258,8 @@ class LocalGntalloc(PackedGntalloc):
     def dealloc_gref(self, index: int, count: int) -> None:
         """DEALLOC_GREF. BadReferenceError (EINVAL)."""
         self._check_open("DEALLOC_GREF")
-        call = f"gntalloc: DEALLOC_GREF(index {index:#x}, {count} pages)"
         with self._lock:
-            parts = list(self._find(index, count, errno.EINVAL, call))
-            for part in parts:
+            for part in self._find(index, count, errno.EINVAL, "DEALLOC_GREF"):
                 self._remove(*part)
 
     def _set_unmap_notify(self, argument: bytearray | memoryview) -> None:
@@ -267,23 +268,30 @@ class LocalGntalloc(PackedGntalloc):
         if actions & ~(abi.NOTIFY_CLEAR_BYTE | abi.NOTIFY_SEND_EVENT):
             raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
         with self._lock:
-            allocated, page, _ = next(self._find(index - index % PAGE_BYTES, 1, errno.ENOENT, call))
+            ((allocated, page, _),) = self._find(index - index % PAGE_BYTES, 1, errno.ENOENT, "SET_UNMAP_NOTIFY")
             reference = allocated.first_reference + page
             payload = layouts.GRANTOR_NOTIFY.pack(reference, index % PAGE_BYTES, actions, port)
             self._session.call(Operation.GRANTOR_NOTIFY, payload)
             allocated.is_notified = True
 
-    def _find(self, index: int, count: int, missing: int, call: str) -> Iterator[tuple[_Allocated, int, int]]:
+    def _find(self, index: int, count: int, missing: int, call: str) -> list[tuple[_Allocated, int, int]]:
         """(allocation, its page, pages) for `count` pages from `index`, or the errno `missing`."""
-        page, end = index // PAGE_BYTES, index // PAGE_BYTES + count
-        if index % PAGE_BYTES or not count or not all(at in self._pages for at in range(page, end)):
-            text = f"{call}: not all of this was given out by ALLOC_GREF, or it is deallocated"
-            raise grant_refused(missing, text)
-        while page < end:
-            allocated = self._pages[page]
+        page, misplaced = divmod(index, PAGE_BYTES)
+        end, found = page + count, []
+        there = count and not misplaced
+        while there and page < end:
+            allocated = self._pages.get(page)
+            if allocated is None:
+                there = False
+                break
             pages = min(end, allocated.first_page + allocated.count) - page
-            yield allocated, page - allocated.first_page, pages
+            there = pages == 1 or all(at in self._pages for at in range(page + 1, page + pages))
+            found.append((allocated, page - allocated.first_page, pages))
             page += pages
+        if there:
+            return found
+        text = f"gntalloc: {call}({count} pages at {index:#x}): not all of it was given out by ALLOC_GREF, or it was "
+        raise grant_refused(missing, text + "deallocated")
 
     def _run(
         self, unneeded: contextlib.ExitStack, allocated: _Allocated, page: int, pages: int
@@ -311,6 +319,11 @@ class LocalGntalloc(PackedGntalloc):
         """One user less of each; pages without any are no longer granted."""
         with self._lock:
             users = allocated.users
+            if allocated.count == 1:
+                users[0] -= 1
+                if not users[0]:
+                    self._release(allocated, 0, 1)
+                return
             first = None
             for at in range(page, page + pages):
                 users[at] -= 1
@@ -328,7 +341,6 @@ class LocalGntalloc(PackedGntalloc):
             self._session.tell(Operation.RELEASE, layouts.RANGE.pack(allocated.first_reference + page, pages, 0))
         if pool is not None:
             self._pools.end(pool, allocated.first_reference, is_revoked=allocated.is_revoked)
-
 
 
 def _left(allocated: _Allocated, pages: dict[int, _Allocated]) -> Iterator[tuple[int, int]]:

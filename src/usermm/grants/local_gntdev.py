@@ -108,7 +108,7 @@ class LocalGntdev(PackedGntdev):
         try:
             memory = self._foreign.map(found.references, writable=writable, kind=kind)
         except Refusal as refusal:
-            raise grant_refused(errno.EINVAL, f"{call}: {refusal.reason}") from None
+            raise grant_refused(refusal.errno, f"{call}: {refusal.reason}") from None
         except OSError as error:
             raise _out_of(error, call) from None
         memory.map = found

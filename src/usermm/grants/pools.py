@@ -61,8 +61,8 @@ class GrantorPool:
 
     def end(self, reference: int) -> None:
         """It is granted no longer; the page is granted again once nobody has it mapped."""
-        page = page_of(reference)
-        self._table.exchange(page * WORD.size, 0)
+        page = reference % PAGES
+        self._table.exchange(page * 4, 0)
         self.granted -= 1
         (self._waiting if self._is_mapped(page) else self._free).append(page)
 
@@ -94,7 +94,7 @@ class GrantorPool:
             (self._waiting if self._is_mapped(page) else self._free).append(page)
 
     def _is_mapped(self, page: int) -> bool:
-        return bool(self._marks.load(page * WORD.size) or self._marks.load((HELD_WORDS + page) * WORD.size))
+        return bool(self._marks.load(page * 4) or self._marks.load((HELD_WORDS + page) * 4))
 
 
 class GranteePool:

@@ -106,6 +106,8 @@ class WatchedMemory(Memory):
     _inodes: frozenset[int] = frozenset()
     _pool_mapping: PoolMapping | None = None
     """Of which this is a page: that one is watched, and unmapped in the end."""
+    _device: object = None
+    """What a subclass has to tell when it is let go."""
 
     def watch(self, watching: Watching, inodes: frozenset[int]) -> None:
         """From here on `is_mapped` is exact. `inodes` are those of the files that it maps."""
@@ -155,7 +157,8 @@ class WatchedMemory(Memory):
         self.detach(offset, length)
 
     def __del__(self) -> None:
-        self._close(wait=False)
+        if not self.closed or self._device is not None:
+            self._close(wait=False)
 
     def _let_go(self, *, wait: bool) -> None:
         """For subclasses: it is unmapped, by close() or by somebody else. Without `wait` nothing may wait or fail."""

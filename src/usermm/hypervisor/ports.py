@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import heapq
 import os
 import select
@@ -20,6 +21,7 @@ from typing import Final
 from usermm.hypercalls import ports as layouts
 from usermm.hypercalls.wire import DOMID_FIRST_RESERVED, DOMID_SELF
 from usermm.hypervisor.calls import Refused, Reply
+from usermm.hypervisor.closer import MOST_BURDENS, Closer
 from usermm.hypervisor.connections import refuse_descriptors
 from usermm.hypervisor.domains import DomainRecord
 from usermm.uapi.xen_evtchn import VIRQ_DOM_EXC
@@ -36,6 +38,8 @@ class Port:
     domid: int
     number: int
     remote: int
+    close: Callable[[socket.socket], None]
+    """Closes a copy of an end without waiting for what is in it."""
     virq: int | None = None
     remote_uid: int | None = None
     """Whose the remote domain was, if it was there: another user's that follows it under its number cannot bind."""
@@ -60,7 +64,7 @@ class Port:
         """Closes the hypervisor's copies."""
         for end in (self.end, self.far):
             if end is not None:
-                end.close()
+                self.close(end)
         self.end = self.far = None
 
     def is_shut(self) -> bool:
@@ -94,6 +98,7 @@ class Ports:
     def __init__(self, exists: Callable[[int], DomainRecord | None]) -> None:
         self._exists = exists
         self._tables: dict[int, _Table] = {}
+        self._closer = Closer()
 
     def bind_unbound(self, domain: DomainRecord, payload: memoryview) -> Reply:
         """PORT_UNBOUND: a port that `remote`, and nobody else, may bind. EINVAL, ENOSPC."""
@@ -101,7 +106,7 @@ class Ports:
         call = f"bind_unbound_port(domain {remote})"
         if remote >= DOMID_FIRST_RESERVED:
             raise Refused(errno.EINVAL, f"{call}: pass a domid below {DOMID_FIRST_RESERVED:#x}, or DOMID_SELF")
-        port = Port(domain.domid, self._number(domain, call), remote)
+        port = Port(domain.domid, self._number(domain, call), remote, self._closing(domain))
         if (there := self._exists(remote)) is not None:
             port.remote_uid = there.uid
         return self._add(port, call)
@@ -120,7 +125,8 @@ class Ports:
         theirs = self._tables.get(remote, _Table()).ports.get(number)
         if theirs is None or theirs.peer is not None or theirs.virq is not None or not theirs.waits_for(domain):
             raise Refused(errno.EINVAL, f"{call}: no such port waits for domain {domain.domid}: make it for this domid")
-        ours = Port(domain.domid, self._number(domain, call), remote, remote_uid=there.uid, peer=theirs)
+        number = self._number(domain, call)
+        ours = Port(domain.domid, number, remote, self._closing(domain), remote_uid=there.uid, peer=theirs)
         _complete(theirs, call)
         ours.end = theirs.far
         assert ours.end is not None
@@ -140,7 +146,8 @@ class Ports:
             raise Refused(errno.EPERM, f"{call}: domain {domain.domid} has no control right: let the policy give it")
         if any(port.virq == virq for port in self._table(domain).ports.values()):
             raise Refused(errno.EEXIST, f"{call}: domain {domain.domid} has bound it already: close that port first")
-        return self._add(Port(domain.domid, self._number(domain, call), domain.domid, virq=virq), call)
+        number = self._number(domain, call)
+        return self._add(Port(domain.domid, number, domain.domid, self._closing(domain), virq=virq), call)
 
     def close(self, domain: DomainRecord, payload: memoryview) -> Reply:
         """PORT_CLOSE: the port is free; the peer's sees a hang-up and waits for the same domain again. ENOTCONN."""
@@ -219,11 +226,17 @@ class Ports:
     def _number(self, domain: DomainRecord, call: str) -> int:
         """The number of the domain's next port. Raises Refused (ENOSPC)."""
         table = self._table(domain)
+        if self._closer.burdens(domain.uid) >= MOST_BURDENS:
+            reason = f"user {domain.uid} has sent descriptors through its ports, which take long to close"
+            raise Refused(errno.EBUSY, f"{call}: {reason}: wait")
         most = domain.quotas.max_event_channels
         if len(table.ports) >= most:
             text = f"{call}: domain {domain.domid} has all its max_event_channels {most}: unbind some"
             raise Refused(errno.ENOSPC, text)
         return table.lowest_free()
+
+    def _closing(self, domain: DomainRecord) -> Callable[[socket.socket], None]:
+        return functools.partial(self._closer.close, uid=domain.uid)
 
     def _add(self, port: Port, call: str) -> Reply:
         _complete(port, call)
