@@ -9,14 +9,37 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import cache, check, fresh_grant, generation, machine, munmap, notifications, preload, rcache, register
+from benchmarks import (
+    cache,
+    check,
+    fresh_grant,
+    generation,
+    hypervisor,
+    machine,
+    munmap,
+    notifications,
+    preload,
+    rcache,
+    register,
+)
 from benchmarks.calls import Calls
 from benchmarks.programs import BenchmarkError, Programs
 from usermm import UsermmError
 from usermm.measurement.harness import FULL, QUICK, Effort, Result
 from usermm.reporters import bench as report
 
-NAMES = ("generation", "check", "munmap", "register", "notifications", "rcache", "cache", "preload", "fresh_grant")
+NAMES = (
+    "generation",
+    "check",
+    "munmap",
+    "register",
+    "notifications",
+    "rcache",
+    "cache",
+    "preload",
+    "fresh_grant",
+    "hypervisor",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +91,7 @@ def _benchmarks(programs: Programs) -> dict[str, Callable[[Effort], Result]]:
         "cache": lambda effort: cache.run(Calls(programs), effort),
         "preload": lambda effort: preload.run(programs, effort),
         "fresh_grant": fresh_grant.run,
+        "hypervisor": hypervisor.run,
     }
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from support.hypervisors import HypervisorProcess, socket_folder, wait_until
+from support.threads import running
 
+from usermm.channels.channel import Channel
 from usermm.errors import BadReferenceError, HypervisorGoneError, UsermmError
 from usermm.grants.domain import Domain
 from usermm.grants.gntdev import Copy
@@ -22,6 +24,7 @@ from usermm.hypervisor.embedded import Hypervisor
 RESTARTS = 50
 REFERENCES = 8000
 AT_ONCE_S = 1.0  # far above what a call takes on a busy machine, far below any time-out that there could be
+PATIENCE_S = 20
 GRANTOR, GRANTEE = 31, 32
 
 
@@ -87,8 +90,20 @@ def test_peers_death_is_seen_without_a_hypervisor(path: Path) -> None:
 
 
 def test_channels_go_on(path: Path) -> None:
-    channels = pytest.importorskip("usermm.channels", reason="channels are not built in")
-    assert channels
+    with HypervisorProcess(path) as hypervisor:
+        grantor, grantee = domains(path)
+        with grantor, grantee, Channel.listen(grantor, "door") as listener:
+            accepted: list[Channel] = []
+            with running(lambda: accepted.append(listener.accept(PATIENCE_S))):
+                there = Channel.connect(grantee, GRANTOR, "door", PATIENCE_S)
+            (here,) = accepted
+            with here, there:
+                hypervisor.kill()
+                for number in range(100):
+                    here.send_message(b"%d" % number)
+                    assert there.receive_message(PATIENCE_S) == b"%d" % number
+                    there.send(b"stream")
+                    assert here.receive_exactly(6, PATIENCE_S) == b"stream"
 
 
 def test_every_control_call_says_so_at_once(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import resource
 import types
 from collections.abc import Callable, Iterator
 
@@ -225,6 +226,18 @@ def test_somebody_goes_for_the_hypervisor(
         assert attacker(way, read_only.world.pid, *read_only.grantor(where_it_is)[1:]) == expected
 
 
+def stop_it(pid: int) -> str:
+    return outcome(os.kill, pid, 0) + "," + outcome(resource.prlimit, pid, resource.RLIMIT_NOFILE, (9, 9))
+
+
+def test_signals_and_limits_are_for_its_own_user(read_only: Pair) -> None:
+    """Domains of the hypervisor's user could stop it, as root can."""
+    assert read_only.grantee(stop_it, read_only.world.pid) == "EPERM,EPERM"
+    assert read_only.grantee(stop_it, read_only.grantor.pid) == "EPERM,EPERM"
+    with Actor(HYPERVISOR) as own:
+        assert own(stop_it, read_only.world.pid).startswith(DONE)
+
+
 def test_different_users_are_said_to_be_isolated_and_the_same_are_not(world: World) -> None:
     with Pair(world, ALICE, BOB) as apart, Pair(world, ALICE, ALICE) as same, Pair(world, 0, BOB) as root:
         assert apart.grantee(is_isolated, apart.grantor_domid)
@@ -355,17 +368,17 @@ def without_owner_only() -> None:
 
 def without_read_only_files() -> None:
     real = locks.open_held
-    locks.open_held = lambda memfd, byte, *, writable: real(memfd, byte, writable=True)
+    locks.open_held = lambda memfd, byte, **_: real(memfd, byte, writable=True)
 
 
 def without_seals() -> None:
     untouched = types.SimpleNamespace(**{name: getattr(fcntl, name) for name in dir(fcntl) if name.isupper()})
     untouched.fcntl = lambda *_: 0
-    memfds.fcntl = untouched  # type: ignore[attr-defined]
+    memfds.fcntl = untouched
 
 
 def without_protecting_itself() -> None:
-    command._protect = lambda: attacks.libc("prctl", 4, 1, 0, 0, 0)  # type: ignore[assignment]
+    command._protect = lambda: attacks.libc("prctl", 4, 1, 0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from usermm.hypercalls import ports as port_layouts
 from usermm.hypercalls import store as store_layouts
 from usermm.hypercalls import wire
 from usermm.hypercalls.wire import Operation
-from usermm.hypervisor import connections, ports, server
+from usermm.hypervisor import closer, connections, granting, locks, ports, server
 from usermm.hypervisor.extents import Extent
 from usermm.uapi import xen_gntdev as abi
 
@@ -93,12 +93,12 @@ def three(world: World) -> Iterator[tuple[Actor, Actor, Actor]]:
     """Alice grants to Bob; Carol is the attacker."""
     with Actor(ALICE) as alice, Actor(BOB) as bob, Actor(CAROL) as carol:
         for actor in (alice, bob, carol):
-            actor.domid = actor(join, world.socket)  # type: ignore[attr-defined]
+            actor.domid = actor(join, world.socket)
         yield alice, bob, carol
 
 
 def domid_of(actor: Actor) -> int:
-    return actor.domid  # type: ignore[attr-defined,no-any-return]
+    return actor.domid
 
 
 # What is others'
@@ -117,6 +117,17 @@ def test_guessed_references_map_nothing(three: tuple[Actor, Actor, Actor]) -> No
     assert carol(try_to_map, wire.DOMID_SELF, reference) == "EINVAL"
     assert bob(try_to_map, domid_of(alice), reference, True) == "EINVAL"
     assert bob(try_to_map, domid_of(alice), reference) == DONE
+
+
+def without_asking_for_whom() -> None:
+    Extent.is_for = lambda *_: True
+
+
+def test_without_asking_for_whom_a_guess_maps() -> None:
+    with World(without=without_asking_for_whom) as world, Actor(ALICE) as alice, Actor(CAROL) as carol:
+        grantor = alice(join, world.socket)
+        carol(join, world.socket)
+        assert carol(guess, grantor, alice(grant, 99)) == {"EINVAL", DONE}
 
 
 def keep_mapped(grantor: int, reference: int) -> int:
@@ -227,6 +238,23 @@ def test_a_reference_of_before_the_hypervisors_restart_maps_nothing() -> None:
         assert bob(try_to_map, 5, fresh) == DONE
 
 
+def without_incarnations() -> None:
+    real = granting.References
+    granting.References = lambda _: real(0)
+
+
+def test_without_incarnations_a_stale_reference_is_another_page() -> None:
+    policy = "[[rule]]\nuser = 61002\ndomids = [5]\n"
+    with World(policy=policy, without=without_incarnations) as world, Actor(ALICE) as alice, Actor(BOB) as bob:
+        alice(join, world.socket, 5)
+        stale = alice(grant, bob(join, world.socket))
+        world.end(9)
+        world.start()
+        alice(join, world.socket, 5)
+        alice(grant, bob(join, world.socket))
+        assert bob(try_to_map, 5, stale) == DONE
+
+
 SHARED_NUMBER = 'domains_per_user = 10\n[[rule]]\nuser = 61003\ndomids = [7]\n[[rule]]\nuser = 61004\ndomids = [7]\n'
 
 
@@ -246,18 +274,18 @@ def test_whoever_gets_a_number_after_another_user_gets_nothing_that_was_granted_
 
 
 def test_without_remembering_the_user_the_next_one_would_map_it() -> None:
-    with World(policy=SHARED_NUMBER, without=without_remembering_users) as world:
-        with Actor(ALICE) as alice, Actor(BOB) as bob, Actor(CAROL) as carol:
-            grantor = alice(join, world.socket)
-            bob(join, world.socket, 7)
-            reference = alice(grant, 7)
-            bob(leave)
-            assert wait_for(lambda: carol(try_to_join, world.socket, 7)) == DONE
-            assert carol(try_to_map, grantor, reference) == DONE
+    world = World(policy=SHARED_NUMBER, without=without_remembering_users)
+    with world, Actor(ALICE) as alice, Actor(BOB) as bob, Actor(CAROL) as carol:
+        grantor = alice(join, world.socket)
+        bob(join, world.socket, 7)
+        reference = alice(grant, 7)
+        bob(leave)
+        assert wait_for(lambda: carol(try_to_join, world.socket, 7)) == DONE
+        assert carol(try_to_map, grantor, reference) == DONE
 
 
 def without_remembering_users() -> None:
-    Extent.is_for = lambda self, domain: self.grantee == domain.domid  # type: ignore[method-assign]
+    Extent.is_for = lambda self, domain: self.grantee == domain.domid
 
 
 def try_to_join(path: str, domid: int) -> str:
@@ -266,7 +294,7 @@ def try_to_join(path: str, domid: int) -> str:
 
 def wait_for(attempt: object) -> str:
     until = time.monotonic() + PATIENCE_S
-    while (found := attempt()) != DONE and time.monotonic() < until:  # type: ignore[operator]
+    while (found := attempt()) != DONE and time.monotonic() < until:
         time.sleep(0.01)
     return str(found)
 
@@ -282,6 +310,21 @@ def test_a_domain_ends_with_the_process_that_connected_whoever_has_its_socket(wo
             assert all(each["domid"] != domid for each in world.status()["domains"])
         finally:
             os.kill(child, 9)
+
+
+def without_watching_processes() -> None:
+    connections._pidfd_of = lambda *_: None
+
+
+def test_without_watching_its_process_a_domain_lives_on_in_a_child() -> None:
+    with World(without=without_watching_processes) as world, Actor(BOB) as bob:
+        domid = bob(join, world.socket)
+        child = bob(leave_a_child_with_the_socket)
+        bob.end()
+        time.sleep(0.2)
+        found = world.status()["domains"]
+        os.kill(child, 9)
+        assert [each["domid"] for each in found] == [domid]
 
 
 def leave_a_child_with_the_socket() -> int:
@@ -323,7 +366,11 @@ def test_half_empty_and_oversized_messages(world: World) -> None:
         assert (longest, longer, empty) == (-errno.EMSGSIZE, -errno.EMSGSIZE, "ended")
 
 
-EDGES = {"H": (0, 1, 0x7FEF, 0x7FF0, 0xFFFF), "I": (0, 1, 8, 0x7FFFFFFF, 0xFFFFFFFF), "Q": (0, 1, 1 << 63, (1 << 64) - 1)}
+EDGES = {
+    "H": (0, 1, 0x7FEF, 0x7FF0, 0xFFFF),
+    "I": (0, 1, 8, 0x7FFFFFFF, 0xFFFFFFFF),
+    "Q": (0, 1, 1 << 63, (1 << 64) - 1),
+}
 FIXED: list[tuple[int, struct.Struct]] = [
     (Operation.PEER, wire.PEER),
     (Operation.ALLOCATE, layouts.ALLOCATE),
@@ -434,20 +481,24 @@ def without_refusing_descriptors() -> None:
 @needs_refusal
 def test_without_refusing_descriptors_everybody_waits_for_the_sender() -> None:
     with World(without=without_refusing_descriptors) as world, Actor(BOB) as bob, Actor(CAROL) as carol:
-        for _ in range(5):  # the hypervisor's close must be the last one
-            assert bob(send_and_close_lingering, world.socket) == DONE
-            if carol(answer_time, world.socket) > LINGER_S / 2:
-                return
-        pytest.fail("nobody had to wait")
+        assert bob(send_and_close_lingering, world.socket) == DONE
+        assert carol(answer_time, world.socket) > LINGER_S / 2
 
 
 def send_and_close_lingering(path: str) -> str:
+    """While the hypervisor does not read us, since we do not read its answers: so its close is the last one."""
     client = KEPT["client"] = Client(path)
-    client.hello()
+    domid = client.hello()
+    client.ask(Operation.STORE, store_layouts.HEADER.pack(store_layouts.Type.WRITE, 0, 0) + b"key\0" + bytes(2000))
+    for _ in range(80):
+        client.send(Operation.STORE, store_layouts.HEADER.pack(store_layouts.Type.READ, 0, 0) + b"key\0")
+    time.sleep(0.2)
     ours, KEPT["others"] = lingering_socket()
-    packet = wire.REQUEST.pack(Operation.PEER, 0, 1) + wire.PEER.pack(client.domid)
+    packet = wire.REQUEST.pack(Operation.PEER, 0, 1) + wire.PEER.pack(domid)
     found = outcome(socket.send_fds, client.stream, [packet], [ours.fileno()])
-    os.close(ours.detach())
+    ours.close()
+    for _ in range(80):
+        client.receive()
     return found
 
 
@@ -590,6 +641,54 @@ def test_the_hypervisor_is_not_blocked_by_a_full_blocking_port(world: World) -> 
         assert bob(unmap_loudly, world.socket, 600) == DONE
 
 
+def without_sending_at_once() -> None:
+    ports._AT_ONCE = socket.MSG_NOSIGNAL
+
+
+def test_without_its_own_flag_the_hypervisor_waits_for_who_does_not_read() -> None:
+    with World(without=without_sending_at_once) as world, Actor(BOB) as bob, Actor(CAROL) as carol:
+        bob.start(unmap_loudly, world.socket, 600)
+        time.sleep(1)
+        carol.start(answer_time, world.socket)
+        with pytest.raises(AssertionError, match="no answer"):
+            carol.result(0.5)
+        world.end(9)
+
+
+def send_loaded(path: str) -> None:
+    """Two domains of one user: one lets its end accept descriptors, the other sends it one that lingers. Both leave."""
+    one, two = Client(path), Client(path)
+    one.hello(), two.hello()
+    answer, (end,) = one.ask(Operation.PORT_UNBOUND, port_layouts.UNBOUND.pack(two.domid))
+    (port,) = port_layouts.PORT.unpack(answer)
+    _, (other,) = two.ask(Operation.PORT_INTERDOMAIN, port_layouts.INTERDOMAIN.pack(one.domid, port))
+    with socket.socket(fileno=end) as sender, socket.socket(fileno=other) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 1)
+        ours, KEPT["others"] = lingering_socket()
+        socket.send_fds(sender, [b"\1"], [ours.fileno()])
+        ours.close()
+    one.close()
+    two.close()
+
+
+@needs_refusal
+def test_the_hypervisor_does_not_sleep_over_what_lies_in_a_port(world: World) -> None:
+    with Actor(BOB) as bob, Actor(CAROL) as carol:
+        bob(send_loaded, world.socket)
+        carol(answer_time, world.socket)
+
+
+def without_a_closer() -> None:
+    closer._may_take_long = lambda _: False
+
+
+@needs_refusal
+def test_without_a_closer_everybody_waits_for_what_lies_in_a_port() -> None:
+    with World(without=without_a_closer) as world, Actor(BOB) as bob, Actor(CAROL) as carol:
+        bob(send_loaded, world.socket)
+        assert carol(answer_time, world.socket) > LINGER_S / 2
+
+
 # Locks: how the hypervisor knows who holds what
 
 LOCK = struct.Struct("@hhqqi4x")
@@ -640,6 +739,20 @@ def test_a_grantee_who_locks_what_is_others_keeps_nobody_from_anything(three: tu
     assert alice(ask, Operation.OPEN_OWN, layouts.RANGE.pack(reference, 1, 0)) == DONE
     assert bob(try_to_map, domid_of(alice), reference) == DONE
     assert alice(ask, Operation.RELEASE, layouts.RANGE.pack(reference, 1, 0)) == DONE
+
+
+def without_a_way_around_locks() -> None:
+    Extent.open = (
+        lambda self, handle, *, writable: locks.open_held(self.memfd, handle, writable=writable)
+    )
+
+
+def test_without_a_way_around_locks_the_grantee_keeps_the_grantor_out() -> None:
+    with World(without=without_a_way_around_locks) as world, Actor(ALICE) as alice, Actor(BOB) as bob:
+        grantor = alice(join, world.socket)
+        reference = alice(grant, bob(join, world.socket), True)
+        assert bob(lock_everything, grantor, reference) == DONE
+        assert alice(ask, Operation.OPEN_OWN, layouts.RANGE.pack(reference, 1, 0)) == "EAGAIN"
 
 
 def wait_for_a_lock_for_ever() -> int:

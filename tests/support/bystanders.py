@@ -30,22 +30,22 @@ def _round() -> float:
     def timed(call: object, *arguments: object, **options: object) -> object:
         nonlocal slowest
         start = time.monotonic()
-        result = call(*arguments, **options)  # type: ignore[operator]
+        result = call(*arguments, **options)
         slowest = max(slowest, time.monotonic() - start)
         return result
 
     text = os.urandom(16)
     pages = timed(one.gntalloc.allocate, two.domid, 2)
-    memoryview(pages)[4096:4112] = text  # type: ignore[arg-type]
-    mapping = timed(two.gntdev.map, one.domid, pages.references)  # type: ignore[attr-defined]
-    assert mapping.read(4096, 16) == text  # type: ignore[attr-defined]
+    memoryview(pages)[4096:4112] = text
+    mapping = timed(two.gntdev.map, one.domid, pages.references)
+    assert mapping.read(4096, 16) == text
     one.evtchn.notify(KEPT["ports"][0])
     assert two.evtchn.read(PATIENCE_S) == [KEPT["ports"][1]]
     two.evtchn.unmask(KEPT["ports"][1])
     timed(one.store.write, "key", text)
     assert timed(one.store.read, "key") == text
-    mapping.close()  # type: ignore[attr-defined]
-    pages.close()  # type: ignore[attr-defined]
+    mapping.close()
+    pages.close()
     return slowest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import resource
@@ -125,9 +126,24 @@ def test_only_the_named_domain_binds_and_only_once(host: Host) -> None:
     assert host.ports.status(3) == [] and len(host.ports.status(2)) == 1
 
 
-@pytest.mark.parametrize(("remote", "port", "number"), [(9, 1, errno.ESRCH), (1, 7, errno.EINVAL), (1, 0, errno.EINVAL)])
-def test_binding_to_what_is_not_there(host: Host, remote: int, port: int, number: int) -> None:
-    assert refused(lambda: host.interdomain(2, remote, port)) == number
+def test_another_user_with_the_same_number_inherits_no_port(host: Host) -> None:
+    stranger = dataclasses.replace(record(2), uid=4711)
+    mine, _, _, _ = host.pair()
+    waiting, _ = host.unbound(1, 2)
+    early, _ = host.unbound(1, 9)
+    host.die(2)
+    host.domains[2], host.domains[9] = stranger, dataclasses.replace(record(9), uid=4711)
+    assert refused(lambda: host.interdomain(2, 1, mine)) == errno.EINVAL
+    assert refused(lambda: host.interdomain(2, 1, waiting)) == errno.EINVAL
+    host.interdomain(9, 1, early)
+    host.die(9)
+    host.domains[9] = record(9)
+    assert refused(lambda: host.interdomain(9, 1, early)) == errno.EINVAL
+
+
+@pytest.mark.parametrize(("remote", "port", "no"), [(9, 1, errno.ESRCH), (1, 7, errno.EINVAL), (1, 0, errno.EINVAL)])
+def test_binding_to_what_is_not_there(host: Host, remote: int, port: int, no: int) -> None:
+    assert refused(lambda: host.interdomain(2, remote, port)) == no
     assert not host.ports.is_bound(2, 1)
 
 
@@ -265,13 +281,12 @@ def test_a_closed_port_is_nobodys(host: Host) -> None:
 
 
 def test_a_reused_number_has_no_event_of_before(host: Host) -> None:
-    mine, my_end, theirs, their_end = host.pair()
+    mine, _, _, their_end = host.pair()
     their_end.send(b"\1")
     host.close(1, mine)
     again, my_next = host.unbound(1, 2)
     assert again == mine and is_quiet(my_next)
     assert their_end.recv(100) == END
-    del theirs, my_end
 
 
 def test_no_descriptor_is_left_behind(host: Host) -> None:
@@ -281,7 +296,6 @@ def test_no_descriptor_is_left_behind(host: Host) -> None:
         host.virq(0)
         host.close(2, theirs)
         host.rearm(1, mine)
-        host.ports.bind_interdomain
         host.die(0)
         host.die(1)
         host.die(2)

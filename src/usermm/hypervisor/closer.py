@@ -21,7 +21,7 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 
 class Closer:
-    """Closes at once what has only events in it; a thread of its own, which ends when it has nothing to do, the rest."""
+    """Closes at once what has only events in it. A thread closes the rest, and ends when it has nothing to do."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,6 +46,11 @@ class Closer:
         """How many ends of the user are not closed yet."""
         return self._burdens[uid]
 
+    def forget(self) -> None:
+        """In a forked child: no copy of these is the last one."""
+        for end, _ in self._waiting:
+            end.close()
+
     def _run(self) -> None:
         while True:
             with self._lock:
@@ -67,5 +72,5 @@ def _may_take_long(end: socket.socket) -> bool:
     try:
         _, _, flags, _ = end.recvmsg(_MUCH_BYTES, 0, _PEEK)
     except OSError:
-        return False  # nothing but out-of-band bytes
+        return True  # out-of-band bytes in front
     return unread[0] > _MUCH_BYTES or bool(flags & socket.MSG_CTRUNC)

@@ -31,9 +31,6 @@ _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _DESCRIPTOR = struct.Struct("=i")
 _COUNT = struct.Struct("=i")
 
-_buffer = bytearray(LONGEST_REQUEST_BYTES)
-_view = memoryview(_buffer)
-
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -57,7 +54,10 @@ class Connection:
         answer: Answer,
         gone: Callable[[Connection], None],
         shares: Shares,
+        *,
+        buffer: bytearray,
     ) -> None:
+        """`buffer` is where requests are taken: one of LONGEST_REQUEST_BYTES for all connections of a loop."""
         self.peer = Peer(*_CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
         self.domain: DomainRecord | None = None
         self._stream = stream
@@ -65,6 +65,7 @@ class Connection:
         self._answer = answer
         self._gone = gone
         self._shares = shares
+        self._buffer = buffer
         self._unsent: tuple[bytes, tuple[int, ...]] | None = None
         self._under_way = 0  # descriptors that were sent, since it was known last that none is unread
         stream.setblocking(False)
@@ -126,7 +127,7 @@ class Connection:
     def _take(self, until_ns: int) -> None:
         for _ in range(_PACKETS_A_TURN):
             try:
-                size = self._stream.recv_into(_buffer, 0, socket.MSG_TRUNC)
+                size = self._stream.recv_into(self._buffer, 0, socket.MSG_TRUNC)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -144,12 +145,12 @@ class Connection:
         if size < REQUEST.size:
             self._send(_refusal(0, Refused(errno.EINVAL, f"a request of {size} bytes: it has {REQUEST.size} at least")))
             return
-        operation, flags, serial = REQUEST.unpack_from(_buffer)
+        operation, flags, serial = REQUEST.unpack_from(self._buffer)
         descriptors: tuple[int, ...] = ()
         try:
             if size > LONGEST_REQUEST_BYTES:
                 raise Refused(errno.EMSGSIZE, f"a request of {size} bytes: {LONGEST_REQUEST_BYTES} are the most")
-            reply = self._answer(self, operation, _view[REQUEST.size : size])
+            reply = self._answer(self, operation, memoryview(self._buffer)[REQUEST.size : size])
             packet, descriptors = REPLY.pack(0, serial) + reply.payload, tuple(reply.descriptors)
         except Refused as refused:
             packet = _refusal(serial, refused)

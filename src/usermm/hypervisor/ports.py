@@ -98,6 +98,7 @@ class Ports:
     def __init__(self, exists: Callable[[int], DomainRecord | None]) -> None:
         self._exists = exists
         self._tables: dict[int, _Table] = {}
+        self._virtual: dict[int, Port] = {}
         self._closer = Closer()
 
     def bind_unbound(self, domain: DomainRecord, payload: memoryview) -> Reply:
@@ -144,15 +145,20 @@ class Ports:
             raise Refused(errno.EINVAL, f"{call}: there is none but VIRQ_DOM_EXC ({VIRQ_DOM_EXC}): a domain has ended")
         if not domain.control:
             raise Refused(errno.EPERM, f"{call}: domain {domain.domid} has no control right: let the policy give it")
-        if any(port.virq == virq for port in self._table(domain).ports.values()):
+        if domain.domid in self._virtual:
             raise Refused(errno.EEXIST, f"{call}: domain {domain.domid} has bound it already: close that port first")
         number = self._number(domain, call)
-        return self._add(Port(domain.domid, number, domain.domid, self._closing(domain), virq=virq), call)
+        port = Port(domain.domid, number, domain.domid, self._closing(domain), virq=virq)
+        reply = self._add(port, call)
+        self._virtual[domain.domid] = port
+        return reply
 
     def close(self, domain: DomainRecord, payload: memoryview) -> Reply:
         """PORT_CLOSE: the port is free; the peer's sees a hang-up and waits for the same domain again. ENOTCONN."""
         port = self._own(domain, payload, "unbind")
         self._table(domain).remove(port)
+        if port.virq is not None:
+            del self._virtual[domain.domid]
         _part(port)
         return Reply()
 
@@ -172,16 +178,16 @@ class Ports:
 
     def domain_gone(self, domain: DomainRecord) -> None:
         """All its ports are closed."""
+        self._virtual.pop(domain.domid, None)
         table = self._tables.pop(domain.domid, None)
         for port in table.ports.values() if table is not None else ():
             _part(port)
 
     def raise_virq(self, virq: int) -> None:
         """An event on every port that is bound to `virq`."""
-        for table in self._tables.values():
-            for port in table.ports.values():
-                if port.virq == virq:
-                    _send(port.far)
+        for port in self._virtual.values():
+            if port.virq == virq:
+                _send(port.far)
 
     def send(self, domid: int, port: int) -> None:
         """Notifies in the domain's name; nothing happens for a port that is unknown, or bound to nobody."""
@@ -208,6 +214,15 @@ class Ports:
             for port in table.ports.values():
                 port.forget()
         self._tables.clear()
+
+    def forget(self) -> None:
+        """In a forked child: closes the copies, also of those that the parent's thread is closing."""
+        for table in self._tables.values():
+            for port in table.ports.values():
+                for end in (port.end, port.far):
+                    if end is not None:
+                        end.close()
+        self._closer.forget()
 
     def _find(self, domid: int, number: int) -> Port | None:
         table = self._tables.get(domid)

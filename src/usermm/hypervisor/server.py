@@ -63,6 +63,7 @@ class Server:
         self._strangers: dict[Connection, asyncio.TimerHandle] = {}
         self._of_uid: dict[int, int] = {}
         self._names: set[str] = set()
+        self._buffer = bytearray(wire.LONGEST_REQUEST_BYTES)
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self.started = time.time()
@@ -97,7 +98,7 @@ class Server:
         """In a forked child: closes all descriptors, and nothing is said to anybody."""
         for connection in [*self._connections.values(), *self._strangers]:
             connection.forget()
-        self.ports.close_all()
+        self.ports.forget()
         self.grants.holding.close()
         self.store.forget()
 
@@ -144,7 +145,9 @@ class Server:
         if len(self._strangers) >= _MOST_STRANGERS:
             next(iter(self._strangers)).close()  # the one that has been silent for longest
         try:
-            connection = Connection(stream, self._loop, self._answer, self._gone, self._shares)
+            connection = Connection(
+                stream, self._loop, self._answer, self._gone, self._shares, buffer=self._buffer
+            )
         except OSError:
             stream.close()
             return

@@ -28,12 +28,14 @@ def as_data(server: Server) -> dict[str, Any]:
     """Domains, grants and ports in the order of their numbers."""
     store = server.store.status()["domains"]
     domains = [server.domains[domid] for domid in sorted(server.domains)]
-    ports = [{"domid": domain.domid, **port} for domain in domains for port in server.ports.status(domain.domid)]
+    ports = {domain.domid: server.ports.status(domain.domid) for domain in domains}
     return {
         "hypervisor": _hypervisor(server),
-        "domains": [_domain(server, domain, store.get(domain.domid, {}), ports) for domain in domains],
+        "domains": [
+            _domain(server, domain, store.get(domain.domid, {}), len(ports[domain.domid])) for domain in domains
+        ],
         "grants": [_grant(server, extent) for extent in server.grants.holding.extents()],
-        "ports": ports,
+        "ports": [{"domid": domid, **port} for domid, own in ports.items() for port in own],
         "audit": server.audit.last(_RECENT),
     }
 
@@ -53,7 +55,7 @@ def _hypervisor(server: Server) -> dict[str, Any]:
     }
 
 
-def _domain(server: Server, domain: DomainRecord, store: dict[str, int], ports: list[dict[str, Any]]) -> dict[str, Any]:
+def _domain(server: Server, domain: DomainRecord, store: dict[str, int], ports: int) -> dict[str, Any]:
     table = server.grants.holding.tables[domain.domid]
     return {
         "domid": domain.domid,
@@ -66,7 +68,7 @@ def _domain(server: Server, domain: DomainRecord, store: dict[str, int], ports: 
             "grants": table.granted_pages,
             "grant_frames": -(-table.granted_pages // GRANTS_PER_FRAME),
             "mapped": table.mapped_pages,
-            "event_channels": sum(port["domid"] == domain.domid for port in ports),
+            "event_channels": ports,
             "memkb": table.granted_pages * PAGE_BYTES // 1024,
             "store_entries": store.get("nodes", 0),
             "watches": store.get("watches", 0),
