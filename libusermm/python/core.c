@@ -74,6 +74,7 @@ static int fill(PyObject *module) {
     state->probe_name = PyUnicode_InternFromString("probe");
     state->base_name = PyUnicode_InternFromString("base");
     state->limit_error = PyObject_GetAttrString(errors, "LimitError");
+    state->grant_error = PyObject_GetAttrString(errors, "grant_refused");
     state->page_type = add_type(module, &um_page_spec, NULL);
     state->registration_type = add_type(module, &um_registration_spec, "Registration");
     state->owner_type = add_type(module, &um_owner_spec, NULL);
@@ -86,9 +87,10 @@ static int fill(PyObject *module) {
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && state->memory_type && state->cache_type && state->limit_error && state->registration_type && state->owner_type &&
-                   state->mmap_type && state->base_name && state->device_error && state->cookie_error &&
-                   state->argument_error && state->argument_type_error && state->page_type && state->probe_name
+    return device && state->memory_type && state->grant_error && state->cache_type && state->limit_error &&
+                   state->registration_type && state->owner_type && state->mmap_type && state->base_name &&
+                   state->device_error && state->cookie_error && state->argument_error && state->argument_type_error &&
+                   state->page_type && state->probe_name
                ? 0
                : -1;
 }
@@ -101,6 +103,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->argument_type_error);
     Py_VISIT(state->page_type);
     Py_VISIT(state->memory_type);
+    Py_VISIT(state->grant_error);
     Py_VISIT(state->probe_name);
     Py_VISIT(state->base_name);
     Py_VISIT(state->limit_error);
@@ -126,6 +129,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->argument_type_error);
     Py_CLEAR(state->page_type);
     Py_CLEAR(state->memory_type);
+    Py_CLEAR(state->grant_error);
     Py_CLEAR(state->probe_name);
     Py_CLEAR(state->base_name);
     Py_CLEAR(state->limit_error);

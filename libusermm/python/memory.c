@@ -1,142 +1,70 @@
 /* usermm._core.Memory: mapped pages of files as a buffer. Its methods are documented in _core.pyi. */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <stddef.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "module.h"
+#include "memory.h"
 
 #include <structmember.h>
 
-#include "pages.h"
-
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
-#define LONG_BYTES ((size_t)1 << 20) /* from here on the interpreter's lock is let go meanwhile */
 
-struct memory {
-    PyObject ob_base;
-    PyObject *weak_references;
-    struct memory *whole; /* of which this is a part; NULL for a mapping of its own */
-    char *address;        /* NULL once closed */
-    size_t length;
-    Py_ssize_t exports;
-    pid_t owner;
-    bool writable, inherit;
-};
-
-static struct memory *of(PyObject *self) {
-    return (struct memory *)self;
-}
-
-static PyObject *os_error(int result) {
-    errno = -result;
-    return PyErr_SetFromErrno(PyExc_OSError);
-}
-
-static int parse_run(PyObject *item, struct um_run *ret_run) {
-    long fd;
-    long long offset;
-    Py_ssize_t length;
-    if (!PyTuple_Check(item)) {
-        PyErr_SetString(PyExc_TypeError, "Memory: a run is a tuple (descriptor, offset in bytes, length in bytes)");
-        return -1;
-    }
-    if (!PyArg_ParseTuple(item, "lLn;Memory: a run is (descriptor, offset in bytes, length in bytes)", &fd, &offset,
-                          &length))
-        return -1;
-    if (fd < 0 || fd > INT32_MAX || offset < 0 || length <= 0) {
-        PyErr_SetString(PyExc_ValueError, "Memory: a run has a descriptor, an offset of 0 or more, and a length above");
-        return -1;
-    }
-    *ret_run = (struct um_run){(int)fd, offset, (size_t)length};
-    return 0;
-}
-
-/* The runs and the sum of their lengths; they are the caller's to free. NULL with an exception. */
-static struct um_run *parse_runs(PyObject *object, size_t *ret_count, size_t *ret_total) {
-    PyObject *sequence = PySequence_Tuple(object);
-    if (!sequence)
-        return NULL;
-    Py_ssize_t count = PyTuple_Size(sequence);
-    struct um_run *runs = count ? PyMem_Malloc((size_t)count * sizeof *runs) : NULL;
-    *ret_total = 0;
-    if (!count)
-        PyErr_SetString(PyExc_ValueError, "Memory: no run was given");
-    else if (!runs)
-        PyErr_NoMemory();
-    for (Py_ssize_t i = 0; runs && i < count; i++) {
-        if (parse_run(PyTuple_GetItem(sequence, i), &runs[i]) == 0 &&
-            !__builtin_add_overflow(*ret_total, runs[i].length, ret_total) && *ret_total <= PY_SSIZE_T_MAX)
-            continue;
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "Memory: the runs are longer than an address space");
-        PyMem_Free(runs);
-        runs = NULL;
-    }
-    Py_DECREF(sequence);
-    *ret_count = (size_t)count;
-    return runs;
+static struct um_memory *allocate(PyTypeObject *type) {
+    return um_memory_of(((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0));
 }
 
 static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
     static char *names[] = {"runs", "writable", "shared", "inherit", NULL};
+    const struct module_state *state = um_state_of_type(type);
     PyObject *sequence;
-    int writable, shared, inherit;
+    int writable, shared, inherit, result;
     size_t count, total;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "O$ppp:Memory", names, &sequence, &writable, &shared, &inherit))
         return NULL;
-    struct um_run *runs = parse_runs(sequence, &count, &total);
-    if (!runs)
-        return NULL;
-    struct memory *self = of(((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0));
+    struct um_run *runs = um_memory_runs(state, sequence, &count, &total);
+    struct um_memory *self = runs ? allocate(type) : NULL;
     if (!self) {
         PyMem_Free(runs);
         return NULL;
     }
     void *address = NULL;
     int prot = PROT_READ | (writable ? PROT_WRITE : 0), flags = shared ? MAP_SHARED : MAP_PRIVATE;
-    int result = um_pages_map(runs, count, total, prot, flags, inherit, &address);
+    result = um_pages_map(runs, count, total, prot, flags, inherit, &address);
     PyMem_Free(runs);
     if (result) {
+        um_memory_error((PyObject *)self, result, "mmap", "a run cannot be mapped: is it a file, and open for that?");
         Py_DECREF(self);
-        return os_error(result);
+        return NULL;
     }
     self->address = address;
     self->length = total;
-    self->owner = getpid();
+    self->owner = um_pages_process();
     self->writable = writable;
     self->inherit = inherit;
     return (PyObject *)self;
 }
 
-static int refuse_closed(const struct memory *self, const char *call) {
-    if (self->address)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%s: the memory is unmapped", call);
-    return -1;
-}
-
 /* Pages of another memory, which cannot be closed meanwhile. */
-static PyObject *memory_part(PyObject *type, PyObject *args) {
+static PyObject *part(PyObject *type, PyObject *args) {
+    PyTypeObject *kind = (PyTypeObject *)type;
+    const struct module_state *state = um_state_of_type(kind);
     PyObject *object;
     Py_ssize_t offset, length;
-    PyTypeObject *memory_type = (PyTypeObject *)um_state_of_type((PyTypeObject *)type)->memory_type;
-    if (!PyArg_ParseTuple(args, "O!nn:part", memory_type, &object, &offset, &length))
+    if (!PyArg_ParseTuple(args, "O!nn:part", (PyTypeObject *)state->memory_type, &object, &offset, &length))
         return NULL;
-    struct memory *whole = of(object);
-    if (refuse_closed(whole, "part"))
+    struct um_memory *whole = um_memory_of(object);
+    if (um_memory_refuse(whole, "part"))
         return NULL;
-    if (offset < 0 || length <= 0 || (size_t)offset > whole->length || (size_t)length > whole->length - (size_t)offset) {
-        PyErr_Format(PyExc_ValueError, "part(%zd, %zd): the memory has %zu bytes", offset, length, whole->length);
-        return NULL;
-    }
-    struct memory *self = of(((allocfunc)PyType_GetSlot((PyTypeObject *)type, Py_tp_alloc))((PyTypeObject *)type, 0));
+    if (offset < 0 || length <= 0 || (size_t)offset > whole->length || (size_t)length > whole->length - (size_t)offset)
+        return um_memory_argument_error(object, false, "part(%zd, %zd): the memory has %zu bytes: stay inside", offset,
+                                        length, whole->length);
+    struct um_memory *self = allocate(kind);
     if (!self)
         return NULL;
-    self->whole = whole;
     Py_INCREF(object);
     whole->exports++;
+    self->whole = whole;
     self->address = whole->address + offset;
     self->length = (size_t)length;
     self->owner = whole->owner;
@@ -145,25 +73,23 @@ static PyObject *memory_part(PyObject *type, PyObject *args) {
     return (PyObject *)self;
 }
 
-static void let_go_of_whole(struct memory *self) {
-    struct memory *whole = self->whole;
+static void let_go_of_whole(struct um_memory *self) {
+    struct um_memory *whole = self->whole;
     self->whole = NULL;
-    self->address = NULL;
     whole->exports--;
     Py_DECREF((PyObject *)whole);
 }
 
-/* Where a forked child inherited nothing, other memory may be mapped at the address by now. */
-static void unmap(struct memory *self) {
+static void unmap(struct um_memory *self) {
     char *address = self->address;
+    self->address = NULL;
     if (self->whole) {
         let_go_of_whole(self);
         return;
     }
-    self->address = NULL;
-    if (!address || (!self->inherit && getpid() != self->owner))
+    if (!address || um_memory_is_of_parent(self))
         return;
-    if (self->length < LONG_BYTES) {
+    if (self->length < UM_LONG_BYTES) {
         munmap(address, self->length);
         return;
     }
@@ -173,9 +99,10 @@ static void unmap(struct memory *self) {
 }
 
 static int get_buffer(PyObject *self, Py_buffer *view, int flags) {
-    struct memory *memory = of(self);
-    if (!memory->address) {
-        PyErr_SetString(PyExc_BufferError, "the memory is unmapped");
+    struct um_memory *memory = um_memory_of(self);
+    if (!memory->address || um_memory_is_of_parent(memory)) {
+        PyErr_SetString(PyExc_BufferError,
+                        memory->address ? "the memory is mapped in the parent process only" : "the memory is unmapped");
         return -1;
     }
     if (PyBuffer_FillInfo(view, self, memory->address, (Py_ssize_t)memory->length, !memory->writable, flags))
@@ -186,223 +113,91 @@ static int get_buffer(PyObject *self, Py_buffer *view, int flags) {
 
 static void release_buffer(PyObject *self, Py_buffer *view) {
     (void)view;
-    of(self)->exports--;
+    um_memory_of(self)->exports--;
 }
 
-static PyObject *memory_close(PyObject *self, PyObject *unused) {
+static PyObject *close_memory(PyObject *self, PyObject *unused) {
     (void)unused;
-    if (of(self)->address && of(self)->exports) {
+    if (um_memory_of(self)->address && um_memory_of(self)->exports) {
         PyErr_SetString(PyExc_BufferError, "close: a view of the memory exists: release it first");
         return NULL;
     }
-    unmap(of(self));
+    unmap(um_memory_of(self));
     Py_RETURN_NONE;
 }
 
-static PyObject *memory_abandon(PyObject *self, PyObject *unused) {
+static PyObject *abandon(PyObject *self, PyObject *unused) {
     (void)unused;
-    if (of(self)->whole)
-        let_go_of_whole(of(self));
-    of(self)->address = NULL;
+    um_memory_of(self)->address = NULL;
+    if (um_memory_of(self)->whole)
+        let_go_of_whole(um_memory_of(self));
     Py_RETURN_NONE;
 }
 
-/* [offset, offset + length) inside the memory, `length` -1 for all that follows. */
-static int parse_range(const struct memory *self, PyObject *const *args, Py_ssize_t count, const char *call,
-                       size_t *ret_offset, size_t *ret_length) {
-    if (refuse_closed(self, call))
-        return -1;
-    Py_ssize_t offset = count > 0 ? PyLong_AsSsize_t(args[0]) : 0;
-    if (PyErr_Occurred())
-        return -1;
-    Py_ssize_t length = count > 1 ? PyLong_AsSsize_t(args[1]) : (Py_ssize_t)self->length - offset;
-    if (PyErr_Occurred())
-        return -1;
-    if (offset < 0 || length < 0 || (size_t)offset > self->length || (size_t)length > self->length - (size_t)offset) {
-        PyErr_Format(PyExc_ValueError, "%s(%zd, %zd): the memory has %zu bytes", call, offset, length, self->length);
-        return -1;
-    }
-    *ret_offset = (size_t)offset;
-    *ret_length = (size_t)length;
-    return 0;
-}
-
-static PyObject *memory_detach(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    struct memory *memory = of(self);
-    size_t offset, length, mask = (size_t)sysconf(_SC_PAGESIZE) - 1;
-    int result = 0;
-    if (parse_range(memory, args, count, "detach", &offset, &length))
-        return NULL;
-    if ((offset | length) & mask) {
-        PyErr_SetString(PyExc_ValueError, "detach: offset and length are whole pages");
-        return NULL;
-    }
-    memory->exports++; /* nobody closes it meanwhile */
-    Py_BEGIN_ALLOW_THREADS
-    if (length)
-        result = um_pages_detach(memory->address + offset, length, PROT_READ | (memory->writable ? PROT_WRITE : 0),
-                                 memory->inherit);
-    Py_END_ALLOW_THREADS
-    memory->exports--;
-    if (result)
-        return os_error(result);
-    Py_RETURN_NONE;
-}
-
-static PyObject *memory_read(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    struct memory *memory = of(self);
-    size_t offset, length;
-    if (parse_range(memory, args, count, "read", &offset, &length))
-        return NULL;
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
-    if (!bytes)
-        return NULL;
-    int result = um_pages_read(memory->address + offset, PyBytes_AsString(bytes), length);
-    if (result) {
-        Py_DECREF(bytes);
-        return os_error(result);
-    }
-    return bytes;
-}
-
-static PyObject *memory_write(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    struct memory *memory = of(self);
-    size_t offset, room;
-    Py_buffer data;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "write takes an offset and a buffer");
-        return NULL;
-    }
-    if (parse_range(memory, args, 1, "write", &offset, &room) || PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE))
-        return NULL;
-    int result = -EINVAL;
-    if (memory->writable && (size_t)data.len <= room && memory->address)
-        result = um_pages_write(memory->address + offset, data.buf, (size_t)data.len);
-    PyBuffer_Release(&data);
-    if (result == -EINVAL) {
-        PyErr_SetString(PyExc_ValueError, memory->writable ? "write: the data does not fit" : "write: it is read-only");
-        return NULL;
-    }
-    if (result)
-        return os_error(result);
-    Py_RETURN_NONE;
-}
-
-/* The u32 at an offset, which must be a multiple of 4 inside the memory. NULL with an exception. */
-static uint32_t *word_at(struct memory *self, PyObject *const *args, Py_ssize_t count, Py_ssize_t wanted,
-                         const char *call) {
-    if (count != wanted) {
-        PyErr_Format(PyExc_TypeError, "%s takes %zd arguments", call, wanted);
-        return NULL;
-    }
-    if (refuse_closed(self, call))
-        return NULL;
-    Py_ssize_t offset = PyLong_AsSsize_t(args[0]);
-    if (offset == -1 && PyErr_Occurred())
-        return NULL;
-    if (offset < 0 || offset % 4 || self->length < 4 || (size_t)offset > self->length - 4) {
-        PyErr_Format(PyExc_ValueError, "%s(%zd): pass a multiple of 4 inside the %zu bytes", call, offset, self->length);
-        return NULL;
-    }
-    if (wanted == 2 && !self->writable) {
-        PyErr_Format(PyExc_ValueError, "%s(%zd): the memory is read-only", call, offset);
-        return NULL;
-    }
-    return (uint32_t *)(void *)(self->address + offset);
-}
-
-static PyObject *memory_load(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    uint32_t *word = word_at(of(self), args, count, 1, "load");
-    return word ? PyLong_FromUnsignedLong(__atomic_load_n(word, __ATOMIC_ACQUIRE)) : NULL;
-}
-
-static PyObject *memory_store(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    uint32_t *word = word_at(of(self), args, count, 2, "store");
-    unsigned long value = word ? PyLong_AsUnsignedLongMask(args[1]) : 0;
-    if (!word || PyErr_Occurred())
-        return NULL;
-    __atomic_store_n(word, (uint32_t)value, __ATOMIC_RELEASE);
-    Py_RETURN_NONE;
-}
-
-static PyObject *memory_exchange(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    uint32_t *word = word_at(of(self), args, count, 2, "exchange");
-    unsigned long value = word ? PyLong_AsUnsignedLongMask(args[1]) : 0;
-    if (!word || PyErr_Occurred())
-        return NULL;
-    return PyLong_FromUnsignedLong(__atomic_exchange_n(word, (uint32_t)value, __ATOMIC_SEQ_CST));
-}
-
-static PyObject *memory_add(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    uint32_t *word = word_at(of(self), args, count, 2, "add");
-    long change = word ? PyLong_AsLong(args[1]) : 0;
-    if (!word || PyErr_Occurred())
-        return NULL;
-    return PyLong_FromUnsignedLong(__atomic_add_fetch(word, (uint32_t)change, __ATOMIC_SEQ_CST));
-}
-
-static PyObject *memory_fence(PyObject *self, PyObject *unused) {
-    (void)self, (void)unused;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    Py_RETURN_NONE;
-}
-
-static Py_ssize_t memory_length(PyObject *self) {
-    return (Py_ssize_t)of(self)->length;
+static Py_ssize_t length_of(PyObject *self) {
+    return (Py_ssize_t)um_memory_of(self)->length;
 }
 
 static PyObject *get_address(PyObject *self, void *closure) {
     (void)closure;
-    return refuse_closed(of(self), "address") ? NULL : PyLong_FromVoidPtr(of(self)->address);
+    if (!um_memory_of(self)->address)
+        return um_memory_argument_error(self, false, "address: the memory is unmapped");
+    return PyLong_FromVoidPtr(um_memory_of(self)->address);
 }
 
 static PyObject *get_closed(PyObject *self, void *closure) {
     (void)closure;
-    return PyBool_FromLong(!of(self)->address);
+    return PyBool_FromLong(!um_memory_of(self)->address);
 }
 
 static PyObject *get_writable(PyObject *self, void *closure) {
     (void)closure;
-    return PyBool_FromLong(of(self)->writable);
+    return PyBool_FromLong(um_memory_of(self)->writable);
 }
 
 static PyObject *get_exports(PyObject *self, void *closure) {
     (void)closure;
-    return PyLong_FromSsize_t(of(self)->exports);
+    return PyLong_FromSsize_t(um_memory_of(self)->exports);
 }
 
 static void dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
-    if (of(self)->weak_references)
+    if (um_memory_of(self)->weak_references)
         PyObject_ClearWeakRefs(self);
-    unmap(of(self));
+    unmap(um_memory_of(self));
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
 }
 
 static PyMethodDef methods[] = {
-    {"part", memory_part, METH_VARARGS | METH_CLASS, NULL},
-    {"close", memory_close, METH_NOARGS, NULL},
-    {"abandon", memory_abandon, METH_NOARGS, NULL},
-    {"detach", FAST(memory_detach), METH_FASTCALL, NULL},
-    {"read", FAST(memory_read), METH_FASTCALL, NULL},
-    {"write", FAST(memory_write), METH_FASTCALL, NULL},
-    {"load", FAST(memory_load), METH_FASTCALL, NULL},
-    {"store", FAST(memory_store), METH_FASTCALL, NULL},
-    {"exchange", FAST(memory_exchange), METH_FASTCALL, NULL},
-    {"add", FAST(memory_add), METH_FASTCALL, NULL},
-    {"fence", memory_fence, METH_NOARGS, NULL},
+    {"part", part, METH_VARARGS | METH_CLASS,
+     "part($type, memory, offset, length, /)\n--\n\nBytes of another memory, which unmaps them in the end."},
+    {"close", close_memory, METH_NOARGS, "close($self, /)\n--\n\nUnmaps it."},
+    {"abandon", abandon, METH_NOARGS, "abandon($self, /)\n--\n\nIt is closed, and nothing is unmapped."},
+    {"detach", FAST(um_memory_detach), METH_FASTCALL,
+     "detach($self, offset=0, length=<the rest>, /)\n--\n\nMemory of one's own in the place of these pages."},
+    {"read", FAST(um_memory_read), METH_FASTCALL, "read($self, offset=0, length=<the rest>, /)\n--\n\nA copy."},
+    {"write", FAST(um_memory_write), METH_FASTCALL, "write($self, offset, data, /)\n--\n\nCopies data there."},
+    {"load", FAST(um_memory_load), METH_FASTCALL, "load($self, offset, /)\n--\n\nThe u32 there (acquire)."},
+    {"store", FAST(um_memory_store), METH_FASTCALL, "store($self, offset, value, /)\n--\n\nStores a u32 (release)."},
+    {"exchange", FAST(um_memory_exchange), METH_FASTCALL,
+     "exchange($self, offset, value, /)\n--\n\nStores a u32 and returns the one before (sequentially consistent)."},
+    {"add", FAST(um_memory_add), METH_FASTCALL,
+     "add($self, offset, change, /)\n--\n\nAdds to a u32 and returns the sum (sequentially consistent)."},
+    {"fence", um_memory_fence, METH_NOARGS, "fence($self, /)\n--\n\nOrders what is before and after it."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef properties[] = {
-    {"address", get_address, NULL, NULL, NULL},   {"closed", get_closed, NULL, NULL, NULL},
-    {"writable", get_writable, NULL, NULL, NULL}, {"exports", get_exports, NULL, NULL, NULL},
+    {"address", get_address, NULL, NULL, NULL},
+    {"closed", get_closed, NULL, NULL, NULL},
+    {"writable", get_writable, NULL, NULL, NULL},
+    {"exports", get_exports, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct memory, weak_references), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct um_memory, weak_references), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -414,13 +209,13 @@ static PyType_Slot slots[] = {
     {Py_tp_members, members},
     {Py_bf_getbuffer, get_buffer},
     {Py_bf_releasebuffer, release_buffer},
-    {Py_sq_length, memory_length},
+    {Py_sq_length, length_of},
     {0, NULL},
 };
 
 PyType_Spec um_memory_spec = {
     .name = "usermm._core.Memory",
-    .basicsize = sizeof(struct memory),
+    .basicsize = sizeof(struct um_memory),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .slots = slots,
 };

@@ -19,6 +19,7 @@ struct module_state {
     PyObject *base_name;   /* "base", interned */
     PyObject *probe_name;  /* "probe", interned */
     PyObject *limit_error; /* usermm.errors.LimitError */
+    PyObject *grant_error; /* usermm.errors.grant_refused */
     PyObject *cache_type, *registration_type, *owner_type;
     PyObject *mmap_type;                       /* mmap.mmap */
     PyObject *pool[UM_POOL], *spares[UM_POOL]; /* registrations whose memory is used again; those that nobody has */

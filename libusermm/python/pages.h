@@ -26,6 +26,9 @@ int um_pages_map(const struct um_run *runs, size_t count, size_t total, int prot
  */
 int um_pages_detach(void *address, size_t length, int prot, bool inherit);
 
+/* A number of this process: getpid(), at the price of a load. */
+pid_t um_pages_process(void);
+
 /* Copies from (or to) memory of this process that may be gone. 0, or -EFAULT, maybe after a part. */
 int um_pages_read(const void *from, void *buffer, size_t length);
 int um_pages_write(void *to, const void *buffer, size_t length);

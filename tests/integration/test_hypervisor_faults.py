@@ -85,6 +85,15 @@ def allocate_and_map(domain: Domain) -> Callable[[], Any]:
     return lambda: (mapping.close(), own.close())
 
 
+def map_several(domain: Domain) -> Callable[[], Any]:
+    """Of which the last one can fail when the others are made."""
+    with ExitStack() as stack:
+        own = [stack.enter_context(closing(domain.gntalloc.allocate(domain.domid, 2))) for _ in range(3)]
+        references = [(domain.domid, number) for pages in own for number in pages.references]
+        stack.enter_context(closing(domain.gntdev.map_many(references)))
+        return stack.pop_all().close
+
+
 def bind(domain: Domain) -> Callable[[], Any]:
     port = domain.evtchn.bind_unbound_port(GRANTEE)
     return lambda: domain.evtchn.unbind(port)
@@ -109,7 +118,7 @@ def write(domain: Domain) -> Callable[[], Any]:
     return lambda: domain.store.remove("a")
 
 
-OPERATIONS = [allocate, allocate_read_only, allocate_single, allocate_and_map, bind, bind_both, watch, write]
+OPERATIONS = [allocate, allocate_read_only, allocate_single, allocate_and_map, map_several, bind, bind_both, watch, write]
 CALLS = {
     "memfd_create": errno.EMFILE,
     "ftruncate": errno.ENOMEM,

@@ -14,6 +14,10 @@ from usermm.hypervisor.tables import Table
 from usermm.uapi.xen_gntdev import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT
 
 _SLOW_LOOK_NS = 2_000_000
+"""After this a look is broken off, for `look_on` to go on later."""
+_QUERY_NS = 10_000
+_LOCK_NS = 20
+"""What a query takes at most, and each lock that the kernel passes on the way, unless they are not ours."""
 _SLOW_QUERY_NS = 200_000
 
 
@@ -45,6 +49,8 @@ class Holding:
         self._extents: dict[int, tuple[Extent, Table]] = {}
         self._holds: dict[int, tuple[Extent, Hold, Table]] = {}
         self._next_handle = 1
+        self._unseen: dict[int, list[Hold]] = {}
+        self._closed_since: set[int] = set()
 
     def add(self, extent: Extent, table: Table) -> None:
         """A new extent, which counts on its grantor."""
@@ -162,17 +168,50 @@ class Holding:
             self.look_at(watch)
 
     def look_at(self, watch: int) -> None:
-        """Finish the holds of one extent that are gone."""
+        """Finish the holds of one extent that are gone; of one with very many, some now and the others later."""
         extent, _ = self._extents.get(watch, (None, None))
-        if extent is None or extent.is_slow:
+        if extent is None:
             return
-        until = time.thread_time_ns() + _SLOW_LOOK_NS
-        for hold in list(extent.holds.values()):
-            if not locks.is_held(extent.memfd, hold.handle):
+        if watch in self._unseen:
+            self._closed_since.add(watch)
+            return
+        self._look_through(extent, list(extent.holds.values()))
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a look was broken off."""
+        return bool(self._unseen)
+
+    def look_on(self) -> None:
+        """Goes on where the oldest of them was."""
+        if self._unseen:
+            watch = next(iter(self._unseen))
+            holds = self._unseen.pop(watch)
+            extent, _ = self._extents.get(watch, (None, None))
+            if extent is not None:
+                self._look_through(extent, holds)
+
+    def _look_through(self, extent: Extent, holds: list[Hold]) -> None:
+        looked, most, spent_ns = 0, len(extent.holds), 0
+        start = time.thread_time_ns()
+        while holds and not extent.is_slow:
+            hold = holds.pop()
+            if hold.handle in extent.holds and not locks.is_held(extent.memfd, hold.handle):
                 self.finish(extent, hold)
-            if time.thread_time_ns() > until:
-                self._look_no_more(extent)
+            looked += 1
+            spent_ns = time.thread_time_ns() - start
+            if spent_ns > _SLOW_LOOK_NS:
                 break
+        if spent_ns > _SLOW_LOOK_NS and spent_ns > looked * (_QUERY_NS + most * _LOCK_NS):
+            self._look_no_more(extent)
+        elif holds and not extent.is_slow:
+            self._unseen[extent.watch] = holds
+            return
+        if extent.watch in self._closed_since:
+            self._closed_since.discard(extent.watch)
+            if extent.holds and not extent.is_slow:
+                self._unseen[extent.watch] = list(extent.holds.values())
+                return
         self.free_if_unused(extent)
 
     def is_held(self, extent: Extent, hold: Hold) -> bool:
@@ -201,6 +240,8 @@ class Holding:
         if extent.live or extent.holds or extent.watch not in self._extents:
             return
         _, table = self._extents.pop(extent.watch)
+        self._closed_since.discard(extent.watch)  # the number can be another extent's
+        self._unseen.pop(extent.watch, None)
         table.extents.discard(extent.watch)
         self.discharge(table, extent)
         self.closings.remove(extent.watch)

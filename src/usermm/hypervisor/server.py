@@ -30,6 +30,7 @@ _MOST_STRANGERS = 256  # connected, and not yet a domain
 _STRANGER_SECONDS = 10
 _ACCEPTS_A_TURN = 16
 _PAUSE_SECONDS = 0.1
+_LOOK_PAUSE_SECONDS = 0.02  # between two parts of a look that takes long: a tenth of the time
 
 _NEEDS_DESCRIPTORS = frozenset(
     {
@@ -64,6 +65,7 @@ class Server:
         self._of_uid: dict[int, int] = {}
         self._names: set[str] = set()
         self._buffer = bytearray(wire.LONGEST_REQUEST_BYTES)
+        self._looking_on: asyncio.TimerHandle | None = None
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self.started = time.time()
@@ -266,6 +268,16 @@ class Server:
 
     def _look(self) -> None:
         self.grants.holding.look(self.grants.holding.closings.take())
+        self._look_on_later()
+
+    def _look_on_later(self) -> None:
+        if self._looking_on is None and self.grants.holding.is_looking:
+            self._looking_on = self._loop.call_later(_LOOK_PAUSE_SECONDS, self._look_on)
+
+    def _look_on(self) -> None:
+        self._looking_on = None
+        self.grants.holding.look_on()
+        self._look_on_later()
 
     def _when_writable(self, descriptor: int, callback: Callable[[], None]) -> None:
         self._loop.add_writer(descriptor, callback)
