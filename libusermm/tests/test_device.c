@@ -35,6 +35,28 @@ static void reports_an_unmapping(void) {
     CHECK(!polls_readable(device) && test_read(device, events, 4) == 0);
 }
 
+static uint64_t notifications(void) {
+    struct usermm_counts counts;
+    usermm_count(&counts);
+    return counts.notifications;
+}
+
+static void retired_memory_is_unmapped_unseen(void) {
+    usermm_device *device = test_open(2, O_RDONLY), *other = test_open(2, O_RDONLY);
+    char *memory = test_map(8);
+    test_register(device, memory, 2 * PAGE, 1);
+    test_register(device, memory + 3 * PAGE, 2 * PAGE, 2);
+    test_register(other, memory + 4 * PAGE, 2 * PAGE, 3);
+    uint64_t before = notifications();
+    CALL(usermm_retire(device, 1));
+    CHECK(usermm_retire(device, 1) == -EINVAL);
+    munmap(memory, 2 * PAGE);
+    CHECK(notifications() == before || test_fault_fired());
+    CALL(usermm_retire(device, 2));
+    munmap(memory + 4 * PAGE, PAGE);
+    CHECK(test_generation(other) == 1 && test_generation(device) == 0);
+}
+
 static void expect_one_more(usermm_device *device, uint64_t *generation) {
     uint64_t now = test_generation(device);
     CHECK(now > *generation);
@@ -238,6 +260,7 @@ static void a_monitor_can_be_started_again_after_a_loss(void) {
 
 int main(void) {
     static const struct test tests[] = {
+        TEST(retired_memory_is_unmapped_unseen),
         TEST(reports_an_unmapping),
         TEST(every_cause_moves_the_generation),
         TEST(a_shrinking_heap_moves_the_generation),

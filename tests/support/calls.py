@@ -33,6 +33,7 @@ CALLS: Final[dict[str, Call]] = {
     "register_range": lambda device: device.register_range(ADDRESS, ADDRESS + PAGE_BYTES, COOKIE),
     "watch": lambda device: device.watch(ADDRESS, ADDRESS + PAGE_BYTES, COOKIE, 0),
     "unregister": lambda device: device.unregister(COOKIE),
+    "retire": lambda device: device.retire(COOKIE),
     "generation": lambda device: device.generation,
     "check": lambda device: device.check(0),
     "check without probe": lambda device: device.check(0, probe=False),

@@ -78,6 +78,11 @@ def _drop_while_queued(device: Device) -> None:
     device.unregister(COOKIE)
 
 
+def _retire(device: Device) -> None:
+    _hit(device)
+    device.retire(COOKIE)
+
+
 def _iterate(device: Device) -> None:
     async def first() -> None:
         async with contextlib.aclosing(aiter(device)) as events:
@@ -117,6 +122,7 @@ SUCCESSES: Final[dict[str, Callable[[Device], Any]]] = {
     "register_range": _register_range,
     "watch": _unregister,
     "unregister": _drop_while_queued,
+    "retire": _retire,
     "generation": lambda device: device.generation,
     "check": lambda device: device.check(0, probe=True),
     "read": _read,
@@ -160,6 +166,8 @@ ERRORS: Final[dict[str, Callable[[Device], Any]]] = {
     "watch type": lambda device: device.watch(0, 1, "x", 0),
     "unregister unknown": lambda device: device.unregister(99),
     "unregister type": lambda device: device.unregister("x"),
+    "retire unknown": lambda device: device.retire(99),
+    "retire type": lambda device: device.retire("x"),
     "check type": lambda device: device.check("x"),
     "check names": lambda device: device.check(0, bogus=1),
     "read timeout": lambda device: device.read(timeout=-1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from usermm.hypercalls.pools import block_of
@@ -13,11 +14,15 @@ from usermm.hypervisor.extents import Extent, Hold, UnmapNotification
 from usermm.hypervisor.tables import Table
 from usermm.uapi.xen_gntdev import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT
 
-_SLOW_LOOK_NS = 2_000_000
+_LOOK_NS = 300_000
 """After this a look is broken off, for `look_on` to go on later."""
+_LOOK_ON_NS = 1_000_000
+"""For so long it goes on at a time."""
+_SLOW_LOOK_NS = 2_000_000
 _QUERY_NS = 10_000
 _LOCK_NS = 20
-"""What a query takes at most, and each lock that the kernel passes on the way, unless they are not ours."""
+"""What a query takes at most, and each lock of ours that the kernel passes on the way: a look that has taken
+_SLOW_LOOK_NS, and longer than this explains, meets locks that others have put there."""
 _SLOW_QUERY_NS = 200_000
 
 
@@ -38,6 +43,15 @@ class Audit(Protocol):
         """Never waits and never fails."""
 
 
+@dataclass(slots=True)
+class _Look:
+    """At one extent's holds: those that are left, and what it has taken so far."""
+
+    holds: list[Hold]
+    queries: int = 0
+    spent_ns: int = 0
+
+
 class Holding:
     """Tables are told apart, not domains: one domain can follow another under the same number."""
 
@@ -49,7 +63,7 @@ class Holding:
         self._extents: dict[int, tuple[Extent, Table]] = {}
         self._holds: dict[int, tuple[Extent, Hold, Table]] = {}
         self._next_handle = 1
-        self._unseen: dict[int, list[Hold]] = {}
+        self._unseen: dict[int, _Look] = {}
         self._closed_since: set[int] = set()
 
     def add(self, extent: Extent, table: Table) -> None:
@@ -175,7 +189,7 @@ class Holding:
         if watch in self._unseen:
             self._closed_since.add(watch)
             return
-        self._look_through(extent, list(extent.holds.values()))
+        self._look_through(extent, _Look(list(extent.holds.values())), _LOOK_NS)
 
     @property
     def is_looking(self) -> bool:
@@ -186,32 +200,31 @@ class Holding:
         """Goes on where the oldest of them was."""
         if self._unseen:
             watch = next(iter(self._unseen))
-            holds = self._unseen.pop(watch)
-            extent, _ = self._extents.get(watch, (None, None))
-            if extent is not None:
-                self._look_through(extent, holds)
+            look = self._unseen.pop(watch)
+            self._look_through(self._extents[watch][0], look, _LOOK_ON_NS)
 
-    def _look_through(self, extent: Extent, holds: list[Hold]) -> None:
-        looked, most, spent_ns = 0, len(extent.holds), 0
+    def _look_through(self, extent: Extent, look: _Look, longest_ns: int) -> None:
         start = time.thread_time_ns()
-        while holds and not extent.is_slow:
-            hold = holds.pop()
+        until, most = start + longest_ns, len(extent.holds)
+        while look.holds and not extent.is_slow:
+            hold = look.holds.pop()
             if hold.handle in extent.holds and not locks.is_held(extent.memfd, hold.handle):
                 self.finish(extent, hold)
-            looked += 1
-            spent_ns = time.thread_time_ns() - start
-            if spent_ns > _SLOW_LOOK_NS:
+            look.queries += 1
+            if time.thread_time_ns() > until:
                 break
-        if spent_ns > _SLOW_LOOK_NS and spent_ns > looked * (_QUERY_NS + most * _LOCK_NS):
+        look.spent_ns += time.thread_time_ns() - start
+        if look.spent_ns > max(_SLOW_LOOK_NS, look.queries * (_QUERY_NS + most * _LOCK_NS)):
             self._look_no_more(extent)
-        elif holds and not extent.is_slow:
-            self._unseen[extent.watch] = holds
-            return
-        if extent.watch in self._closed_since:
-            self._closed_since.discard(extent.watch)
-            if extent.holds and not extent.is_slow:
-                self._unseen[extent.watch] = list(extent.holds.values())
-                return
+        self._end_look(extent, look)
+
+    def _end_look(self, extent: Extent, look: _Look) -> None:
+        if not extent.is_slow and extent.watch in self._extents:
+            if not look.holds and extent.watch in self._closed_since:
+                look = _Look(list(extent.holds.values()))
+                self._closed_since.discard(extent.watch)
+            if look.holds:
+                self._unseen[extent.watch] = look
         self.free_if_unused(extent)
 
     def is_held(self, extent: Extent, hold: Hold) -> bool:
