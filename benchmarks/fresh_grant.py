@@ -141,7 +141,8 @@ def _receiver(path: str, core: int) -> Iterator[socket.socket]:
 def _hypervisor() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="usermm-benchmark-") as folder:
         path = os.path.join(folder, "hypervisor.sock")
-        process = subprocess.Popen([sys.executable, "-m", "usermm", "hypervisor", "--socket", path])
+        command = [sys.executable, "-m", "usermm", "hypervisor", "--socket", path]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             _wait_for(path, process)
             yield path

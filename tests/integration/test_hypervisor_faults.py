@@ -118,7 +118,17 @@ def write(domain: Domain) -> Callable[[], Any]:
     return lambda: domain.store.remove("a")
 
 
-OPERATIONS = [allocate, allocate_read_only, allocate_single, allocate_and_map, map_several, bind, bind_both, watch, write]
+OPERATIONS = [
+    allocate,
+    allocate_read_only,
+    allocate_single,
+    allocate_and_map,
+    map_several,
+    bind,
+    bind_both,
+    watch,
+    write,
+]
 CALLS = {
     "memfd_create": errno.EMFILE,
     "ftruncate": errno.ENOMEM,
