@@ -10,8 +10,7 @@ import os
 import select
 import time
 from collections.abc import AsyncIterator, Callable
-from types import TracebackType
-from typing import Protocol, Self, SupportsIndex
+from typing import Protocol, SupportsIndex
 
 from usermm.errors import ArgumentError, ArgumentTypeError, ClosedError, grant_refused
 from usermm.grants.files import DeviceFile
@@ -148,19 +147,6 @@ class Evtchn:
         for wake in list(self._wakers):
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 wake()
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._file.closed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def __aiter__(self) -> AsyncIterator[int]:
         """Ports as their events come, under asyncio, each masked until it is unmasked. Ends when the file is closed."""

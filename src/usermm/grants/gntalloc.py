@@ -6,11 +6,10 @@ import errno
 import mmap as _mmap
 import weakref
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from usermm._core import Memory
 from usermm.errors import ArgumentError, DeviceError, grant_refused
+from usermm.grants.device import Device
 from usermm.grants.files import PAGE_BYTES, GntallocFile
 from usermm.grants.local_gntalloc import GrantedPages, LocalGntalloc
 from usermm.uapi import xen_gntalloc as abi
@@ -50,11 +49,11 @@ class Allocation(GrantedPages):
             device._forget(self)
 
 
-class Gntalloc:
-    """An open gntalloc file. Any thread may call anything."""
+class Gntalloc(Device[GntallocFile]):
+    """An open gntalloc file; closing it deallocates everything. Any thread may call anything."""
 
     def __init__(self, file: GntallocFile) -> None:
-        self._file = file
+        super().__init__(file)
         self._allocations: dict[int, weakref.ref[Allocation]] = {}
 
     def allocate(self, domid: int, count: int = 1, *, writable: bool = False) -> Allocation:
@@ -115,23 +114,6 @@ class Gntalloc:
         action = abi.NOTIFY_CLEAR_BYTE * clear_byte | abi.NOTIFY_SEND_EVENT * (port is not None)
         self._file.ioctl(abi.SET_UNMAP_NOTIFY, bytearray(abi.NOTIFY.pack(index, action, port or 0)))
 
-    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
-        """The device's ioctl(2), with its bytes."""
-        return self._file.ioctl(request, argument)
-
-    def fileno(self) -> int:
-        """The descriptor of a real Xen's device; ArgumentError where there is none."""
-        return self._file.fileno()
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._file.closed
-
-    def close(self) -> None:
-        """Deallocates everything; what is mapped stays until it is unmapped. May be called again."""
-        self._file.close()
-
     def _take_back(self, allocation: Allocation, page: int, pages: int) -> None:
         if not isinstance(self._file, LocalGntalloc):
             text = "a real Xen has no such call: end the grant by close(), which waits for the other domain"
@@ -150,14 +132,6 @@ class Gntalloc:
             self._file.dealloc_gref(allocation.index, len(allocation.references))
         except DeviceError:
             return  # the file was closed, which deallocates, or the hypervisor is gone
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _check(holds: bool, call: str, wanted: str) -> None:

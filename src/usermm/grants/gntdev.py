@@ -6,11 +6,11 @@ import mmap as _mmap
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from usermm._core import Memory, buffer_range
 from usermm.errors import ArgumentError, DeviceError
+from usermm.grants.device import Device
 from usermm.grants.files import PAGE_BYTES, GntdevFile, Reference
 from usermm.grants.local_gntdev import MappedGrants
 from usermm.uapi import xen_gntdev as abi
@@ -52,11 +52,11 @@ class Copy:
     length: int
 
 
-class Gntdev:
+class Gntdev(Device[GntdevFile]):
     """An open gntdev file. Any thread may call anything."""
 
     def __init__(self, file: GntdevFile, personality: Personality = "mainline") -> None:
-        self._file = file
+        super().__init__(file)
         self.personality: Personality = personality
         """Which device's contract: Linux' of today, or that of 2007."""
 
@@ -119,36 +119,11 @@ class Gntdev:
         self._file.ioctl(abi.GRANT_COPY, argument)
         return [GrantStatus(status) for *_, status in abi.SEGMENT.iter_unpack(packed)]
 
-    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
-        """The device's ioctl(2), with its bytes."""
-        return self._file.ioctl(request, argument)
-
-    def fileno(self) -> int:
-        """The descriptor of a real Xen's device; ArgumentError where there is none."""
-        return self._file.fileno()
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._file.closed
-
-    def close(self) -> None:
-        """What is mapped stays until it is unmapped. May be called again."""
-        self._file.close()
-
     def _forget(self, mapping: Mapping) -> None:
         try:
             self._file.unmap_grant_ref(mapping.index, len(mapping.references))
         except DeviceError:
             return  # the file is closed, which forgets it
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _check(references: Sequence[Reference]) -> None:

@@ -8,21 +8,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap as _mmap
-import os
 import threading
 import weakref
 from dataclasses import dataclass
 
-from usermm.errors import ArgumentError, BadReferenceError, DeviceError, ForkedError, grant_refused
+from usermm.errors import BadReferenceError, DeviceError, grant_refused
 from usermm.grants import user_memory
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.foreign import Foreign
+from usermm.grants.local_file import LocalFile, Requests
 from usermm.grants.local_gntdev import MappedGrants
 from usermm.grants.packed import PackedGntdev2007
 from usermm.grants.session import Refusal
 from usermm.grants.slots import Slots
 from usermm.uapi import xen_gntdev as abi
-from usermm.uapi._ioctl import ioctl_size
 from usermm.uapi.xen_gntdev import SLOTS_2007
 
 MOST_FILES = 128
@@ -49,41 +48,31 @@ class _Mapped:
         return memory is None or not memory.is_mapped
 
 
-class LocalGntdev2007(PackedGntdev2007):
+class LocalGntdev2007(LocalFile, PackedGntdev2007):
     """An open gntdev file of 2007. Any thread may call anything; a forked child gets ForkedError (ECHILD)."""
+
+    _device = "gntdev"
 
     def __init__(self, foreign: Foreign) -> None:
         """Raises LimitError (EMFILE): the domain has 128 files open."""
+        super().__init__()
         self._foreign = foreign
         self._slots = Slots()
         self._mapped: list[_Mapped] = []
         # A finalizer that unmaps can come in between, in the thread that has the lock.
         self._lock = threading.RLock()
-        self._owner = os.getpid()
-        self._closed = False
         with _opening:
             files = _open_files.setdefault(foreign, weakref.WeakSet())
             if len(files) >= MOST_FILES:
                 raise grant_refused(errno.EMFILE, f"gntdev: open: this domain has {MOST_FILES} files open: close one")
             files.add(self)
 
-    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
-        """ENOTTY: no such request; EFAULT: `argument` is shorter than the request's."""
-        self._check_usable("ioctl")
-        if request == abi.MAP_GRANT_REF:
-            call = self._map_grant_ref
-        elif request == abi.UNMAP_GRANT_REF:
-            call = self._unmap_grant_ref
-        elif request == abi.GET_OFFSET_FOR_VADDR:
-            call = self._get_offset_for_vaddr
-        else:
-            raise grant_refused(errno.ENOTTY, f"gntdev: ioctl({request:#x}): this personality has no such request")
-        size = ioctl_size(request)
-        if len(argument) < size:
-            text = f"gntdev: ioctl({request:#x}): {len(argument)} bytes came, its argument has {size}"
-            raise grant_refused(errno.EFAULT, text)
-        call(argument)
-        return 0
+    def _make_requests(self) -> Requests:
+        return {
+            abi.MAP_GRANT_REF: self._map_grant_ref,
+            abi.UNMAP_GRANT_REF: self._unmap_grant_ref,
+            abi.GET_OFFSET_FOR_VADDR: self._get_offset_for_vaddr,
+        }
 
     def mmap(
         self, length: int, prot: int, flags: int, offset: int, kind: type[MappedGrants] = MappedGrants
@@ -120,26 +109,11 @@ class LocalGntdev2007(PackedGntdev2007):
         mapped.memory = weakref.ref(memory)
         return memory
 
-    def fileno(self) -> int:
-        """A gntdev file has nothing to poll."""
-        raise ArgumentError("gntdev: fileno(): a local device is no file of the kernel: there is nothing to poll")
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._closed
-
     def close(self) -> None:
         """Forgets the slots; what is mapped stays until it is unmapped. May be called again."""
         self._closed = True
         with _opening:
             _open_files.get(self._foreign, weakref.WeakSet[LocalGntdev2007]()).discard(self)
-
-    def _check_usable(self, call: str) -> None:
-        if os.getpid() != self._owner:
-            raise ForkedError(errno.ECHILD, f"gntdev: {call}: the file is the parent's: open a domain in this child")
-        if self._closed:
-            raise grant_refused(errno.EBADF, f"gntdev: {call}: the file is closed: open a new one")
 
     def _settle(self) -> None:
         """Slots whose mapping is gone, by close() or by somebody else's munmap, wait to be mapped again."""

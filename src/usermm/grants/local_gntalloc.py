@@ -15,9 +15,10 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from usermm.errors import ArgumentError, DeviceError, grant_refused
+from usermm.errors import DeviceError, grant_refused
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.grantor_pools import GrantorPools
+from usermm.grants.local_file import LocalFile, Requests
 from usermm.grants.packed import PackedGntalloc
 from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
@@ -81,10 +82,13 @@ class GrantedPages(WatchedMemory):
                 self._file._drop(allocated, page, pages)
 
 
-class LocalGntalloc(PackedGntalloc):
+class LocalGntalloc(LocalFile, PackedGntalloc):
     """An open gntalloc file. Any thread may call anything."""
 
+    _device = "gntalloc"
+
     def __init__(self, session: Session, watching: Watching, limit: Limit) -> None:
+        super().__init__()
         self._session = session
         self._watching = watching
         self._limit = limit
@@ -92,25 +96,13 @@ class LocalGntalloc(PackedGntalloc):
         self._pages: dict[int, _Allocated] = {}
         self._next_page = 0
         self._pools = GrantorPools(session)
-        self._closed = False
-        self._calls = {
+
+    def _make_requests(self) -> Requests:
+        return {
             abi.ALLOC_GREF: self._alloc_gref,
             abi.DEALLOC_GREF: self._dealloc_gref,
             abi.SET_UNMAP_NOTIFY: self._set_unmap_notify,
         }
-
-    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
-        """ENOTTY: no such request; EFAULT: `argument` is shorter than the request's."""
-        self._check_open("ioctl")
-        call = self._calls.get(request)
-        if call is None:
-            raise grant_refused(errno.ENOTTY, f"gntalloc: ioctl({request:#x}): there is no such request")
-        size = request >> 16 & 0x3FFF
-        if len(argument) < size:
-            text = f"gntalloc: ioctl({request:#x}): {len(argument)} bytes came, its argument has {size}"
-            raise grant_refused(errno.EFAULT, text)
-        call(argument)
-        return 0
 
     def mmap(
         self, length: int, prot: int, flags: int, offset: int, kind: type[GrantedPages] = GrantedPages
@@ -119,7 +111,7 @@ class LocalGntalloc(PackedGntalloc):
 
         EINVAL: not MAP_SHARED; ENOENT: an index that was not given out, or is deallocated.
         """
-        self._check_open("mmap")
+        self._check_usable("mmap")
         call = f"gntalloc: mmap({length} bytes at {offset:#x})"
         pages = -(-length // PAGE_BYTES)  # as mmap(2) rounds
         if not flags & _mmap.MAP_SHARED or pages <= 0:
@@ -151,22 +143,13 @@ class LocalGntalloc(PackedGntalloc):
 
         `memory` maps them here, from its page `page` on: it keeps the content. Raises BadReferenceError.
         """
-        self._check_open("revoke")
+        self._check_usable("revoke")
         self._session.check()
         memory.keep(page * PAGE_BYTES, count * PAGE_BYTES)
         self._session.call(Operation.REVOKE, layouts.RANGE.pack(reference, count, 0))
         for allocated, _, _ in memory._parts:
             if allocated.pool is not None:  # then it is one page
                 allocated.is_revoked = True
-
-    def fileno(self) -> int:
-        """A gntalloc file has nothing to poll."""
-        raise ArgumentError("gntalloc: fileno(): a local device is no file of the kernel: there is nothing to poll")
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._closed
 
     def close(self) -> None:
         """Deallocates everything; what is mapped stays until it is unmapped."""
@@ -176,10 +159,6 @@ class LocalGntalloc(PackedGntalloc):
                 for page in list(_left(allocated, self._pages)):
                     self._remove(allocated, *page)
             self._pools.close()
-
-    def _check_open(self, call: str) -> None:
-        if self._closed:
-            raise grant_refused(errno.EBADF, f"gntalloc: {call}: the file is closed: open a new one")
 
     def _alloc_gref(self, argument: bytearray | memoryview) -> None:
         domid, flags, count, _ = abi.ALLOC.unpack_from(argument)
@@ -195,7 +174,7 @@ class LocalGntalloc(PackedGntalloc):
 
     def alloc_gref(self, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
         """ALLOC_GREF. QuotaError (ENOSPC), PermissionDeniedError (EACCES), BadReferenceError (EINVAL)."""
-        self._check_open("ALLOC_GREF")
+        self._check_usable("ALLOC_GREF")
         self._limit.take(count, domid)
         try:
             with self._lock:
@@ -257,7 +236,7 @@ class LocalGntalloc(PackedGntalloc):
 
     def dealloc_gref(self, index: int, count: int) -> None:
         """DEALLOC_GREF. BadReferenceError (EINVAL)."""
-        self._check_open("DEALLOC_GREF")
+        self._check_usable("DEALLOC_GREF")
         with self._lock:
             for part in self._find(index, count, errno.EINVAL, "DEALLOC_GREF"):
                 self._remove(*part)

@@ -12,11 +12,12 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from usermm.errors import ArgumentError, DeviceError, grant_refused
+from usermm.errors import DeviceError, grant_refused
 from usermm.grants import user_memory
 from usermm.grants.copying import copy_segments
 from usermm.grants.files import PAGE_BYTES, Reference
 from usermm.grants.foreign import Foreign, ForeignMemory
+from usermm.grants.local_file import LocalFile, Requests
 from usermm.grants.packed import PackedGntdev
 from usermm.grants.session import Refusal
 from usermm.uapi import xen_gntdev as abi
@@ -58,17 +59,21 @@ class MappedGrants(ForeignMemory):
         super()._let_go(wait=wait)
 
 
-class LocalGntdev(PackedGntdev):
+class LocalGntdev(LocalFile, PackedGntdev):
     """An open gntdev file of the mainline personality. Any thread may call anything."""
 
+    _device = "gntdev"
+
     def __init__(self, foreign: Foreign) -> None:
+        super().__init__()
         self._foreign = foreign
         self._maps: dict[int, _Map] = {}
         self._next_page = 0
         self._lock = threading.Lock()
         self._mapped: dict[int, _Map] = {}
-        self._closed = False
-        self._calls = {
+
+    def _make_requests(self) -> Requests:
+        return {
             abi.MAP_GRANT_REF: self._map_grant_ref,
             abi.UNMAP_GRANT_REF: self._unmap_grant_ref,
             abi.GET_OFFSET_FOR_VADDR: self._get_offset_for_vaddr,
@@ -76,24 +81,11 @@ class LocalGntdev(PackedGntdev):
             abi.GRANT_COPY: self._grant_copy,
         }
 
-    def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
-        """ENOTTY: no such request; EFAULT: `argument` is shorter than the request's."""
-        self._check_open("ioctl")
-        call = self._calls.get(request)
-        if call is None:
-            raise grant_refused(errno.ENOTTY, f"gntdev: ioctl({request:#x}): this personality has no such request")
-        size = request >> 16 & 0x3FFF
-        if len(argument) < size:
-            text = f"gntdev: ioctl({request:#x}): {len(argument)} bytes came, its argument has {size}"
-            raise grant_refused(errno.EFAULT, text)
-        call(argument)
-        return 0
-
     def mmap(
         self, length: int, prot: int, flags: int, offset: int, kind: type[MappedGrants] = MappedGrants
     ) -> MappedGrants:
         """Maps all pages of one MAP_GRANT_REF, once. EINVAL: everything else, and grants that cannot be mapped so."""
-        self._check_open("mmap")
+        self._check_usable("mmap")
         call = f"gntdev: mmap({length} bytes at {offset:#x})"
         writable = bool(prot & _mmap.PROT_WRITE)
         if writable and not flags & _mmap.MAP_SHARED:
@@ -120,23 +112,10 @@ class LocalGntdev(PackedGntdev):
             self._notify(found)
         return memory
 
-    def fileno(self) -> int:
-        """A gntdev file has nothing to poll."""
-        raise ArgumentError("gntdev: fileno(): a local device is no file of the kernel: there is nothing to poll")
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._closed
-
     def close(self) -> None:
         """Forgets what is not mapped; mappings stay until they are unmapped."""
         self._closed = True
         self._maps.clear()
-
-    def _check_open(self, call: str) -> None:
-        if self._closed:
-            raise grant_refused(errno.EBADF, f"gntdev: {call}: the file is closed: open a new one")
 
     def _map_grant_ref(self, argument: bytearray | memoryview) -> None:
         count, _ = abi.MAP.unpack_from(argument)
@@ -152,7 +131,7 @@ class LocalGntdev(PackedGntdev):
 
     def map_grant_ref(self, references: Sequence[Reference]) -> int:
         """MAP_GRANT_REF. BadReferenceError (EINVAL): none, or more than 65536."""
-        self._check_open("MAP_GRANT_REF")
+        self._check_usable("MAP_GRANT_REF")
         count = len(references)
         if not 0 < count <= abi.MOST_GRANTS:
             text = f"gntdev: MAP_GRANT_REF({count} references): pass 1 to {abi.MOST_GRANTS}"
@@ -168,7 +147,7 @@ class LocalGntdev(PackedGntdev):
 
     def unmap_grant_ref(self, index: int, count: int) -> None:
         """UNMAP_GRANT_REF. BadReferenceError (ENOENT)."""
-        self._check_open("UNMAP_GRANT_REF")
+        self._check_usable("UNMAP_GRANT_REF")
         found = self._maps.get(index // PAGE_BYTES)
         if found is None or index % PAGE_BYTES or found.count != count:
             text = f"gntdev: UNMAP_GRANT_REF(index {index:#x}, {count} pages): no MAP_GRANT_REF gave these together"
