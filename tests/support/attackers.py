@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import ctypes
 import errno
 import json
 import logging
@@ -46,6 +47,7 @@ assert hypervisor and gntdev2007 and codecs.lookup("ascii")  # loaded for the pr
 
 _LENGTH = struct.Struct("=I")
 _KIB = 1024
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def outcome(call: Callable[..., Any], *arguments: Any) -> str:
@@ -171,7 +173,12 @@ class World:
             (self.folder / "policy").write_text(policy)
             self._words += ["--policy", str(self.folder / "policy")]
         self.pid = 0
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.end(signal.SIGKILL)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def start(self) -> None:
         """Also after `end`: on the same socket."""
@@ -195,6 +202,7 @@ class World:
             os.setgroups([])
             os.setresgid(self.uid, self.uid, self.uid)
             os.setresuid(self.uid, self.uid, self.uid)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # however the test ends
             if self._without is not None:
                 self._without()
             status = command_line.main(self._words)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol, SupportsIndex
 
 from usermm.errors import ArgumentError, ArgumentTypeError, ClosedError, grant_refused
+from usermm.grants.device import Device
 from usermm.grants.files import DeviceFile
 from usermm.grants.local_evtchn import LocalEvtchn
 from usermm.grants.waiter import Waiter
@@ -30,7 +31,7 @@ class EvtchnFile(DeviceFile, Protocol):
         """Unmasks these ports."""
 
 
-class Evtchn:
+class Evtchn(Device[EvtchnFile]):
     """Event channels of one file: ports that tell another domain "look", and are told.
 
     A port that read() has given is masked: what comes is kept, as one event however often it comes, until the port is
@@ -39,7 +40,7 @@ class Evtchn:
     """
 
     def __init__(self, file: EvtchnFile) -> None:
-        self._file = file
+        super().__init__(file)
         self._local = file if isinstance(file, LocalEvtchn) else None
         self._wakers: set[Callable[[], object]] = set()
         if self._local is None:
