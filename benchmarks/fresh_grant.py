@@ -88,10 +88,15 @@ def _grant(domain: Domain, peer: int, messages: socket.socket) -> None:
 
 def _share(messages: socket.socket) -> None:
     block = shared_memory.SharedMemory(create=True, size=_PAGE_BYTES)
-    block.buf[0] = 1
+    _bytes_of(block)[0] = 1
     _tell(messages, b"s" + block.name.encode())
     block.close()
     block.unlink()
+
+
+def _bytes_of(block: shared_memory.SharedMemory) -> memoryview:
+    assert block.buf is not None  # it is open
+    return block.buf
 
 
 def _tell(messages: socket.socket, message: bytes) -> None:
@@ -108,7 +113,7 @@ def _receive(domain: Domain, messages: socket.socket) -> None:
                 assert view[0] == 1
         elif kind == b"s":
             block = shared_memory.SharedMemory(name=message[1:].decode())
-            assert block.buf[0] == 1
+            assert _bytes_of(block)[0] == 1
             block.close()
         messages.send(b".")
 

@@ -24,11 +24,11 @@ class PipeWay:
 
     def parent(self) -> None:
         self._end = self._ends[0]
-        self._there, self._here = (block.buf for block in self._blocks)
+        self._there, self._here = map(_bytes_of, self._blocks)
 
     def child(self) -> None:
         self._end = self._ends[1]
-        self._here, self._there = (block.buf for block in self._blocks)
+        self._here, self._there = map(_bytes_of, self._blocks)
 
     def exchange(self) -> None:
         self._there[-1] = 1
@@ -51,6 +51,11 @@ class PipeWay:
             block.unlink()
 
 
+def _bytes_of(block: shared_memory.SharedMemory) -> memoryview:
+    assert block.buf is not None  # it is open
+    return block.buf
+
+
 class IceoryxWay:
     """Publish and subscribe in each direction, loaned and not copied, with an event service to wake the other."""
 
@@ -59,7 +64,7 @@ class IceoryxWay:
         self._name = f"usermm-bench-{os.getpid()}-{size}"
 
     def _open(self, out: str, back: str) -> None:
-        import iceoryx2 as ice
+        import iceoryx2 as ice  # type: ignore[import-not-found] # an optional peer
 
         ice.set_log_level(ice.LogLevel.Error)
         self._node = ice.NodeBuilder.new().create(ice.ServiceType.Ipc)

@@ -42,16 +42,29 @@ from usermm.ummunotify.events import Event, Invalidation, Last
 from usermm.version import __version__
 
 if TYPE_CHECKING:
+    from usermm.channels.channel import Channel
     from usermm.grants.domain import Domain
+    from usermm.grants.store import Store, Transaction
+    from usermm.grants.store_watch import Watch
+    from usermm.hypercalls.store import Permission
     from usermm.hypervisor.embedded import Hypervisor
 
-_LATER = {"Domain": "usermm.grants.domain", "Hypervisor": "usermm.hypervisor.embedded"}
+_LATER = {
+    "Channel": "usermm.channels.channel",
+    "Domain": "usermm.grants.domain",
+    "Hypervisor": "usermm.hypervisor.embedded",
+    "Permission": "usermm.hypercalls.store",
+    "Store": "usermm.grants.store",
+    "Transaction": "usermm.grants.store",
+    "Watch": "usermm.grants.store_watch",
+}
 """Half of the users need none of these, and importing asyncio takes longer than the rest."""
 
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "BadReferenceError",
+    "Channel",
     "ClosedError",
     "ConflictError",
     "CookieError",
@@ -68,6 +81,7 @@ __all__ = [
     "MonitorFailedError",
     "OverlapError",
     "PeerGoneError",
+    "Permission",
     "PermissionDeniedError",
     "QuotaError",
     "Registration",
@@ -75,10 +89,13 @@ __all__ = [
     "RegistrationError",
     "RevokedError",
     "Statistics",
+    "Store",
+    "Transaction",
     "Ummunotify",
     "UnavailableError",
     "UnwatchableError",
     "UsermmError",
+    "Watch",
     "WatchedElsewhereError",
     "WouldBlockError",
     "__version__",
@@ -93,3 +110,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_LATER[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

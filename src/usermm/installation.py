@@ -1,4 +1,4 @@
-"""Where the installed C parts of usermm are: libraries, headers, man pages, units. Paths only; nothing is loaded or printed.
+"""Where the files beside the Python of usermm are: libraries, headers, man pages, units. Nothing is loaded or printed.
 
 All of them lie in the package's own directory, so that a wheel carries them and a checkout has them after `make build`.
 """

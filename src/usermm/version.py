@@ -1,3 +1,3 @@
 """The version, alone, so that building the package need not import it."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

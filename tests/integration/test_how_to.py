@@ -52,6 +52,12 @@ def test_write_your_own_cache() -> None:
     calls.unmap(start, 8192)
 
 
+@pytest.mark.parametrize("page", ["share-pages", "share-arrays"])
+def test_sharing(page: str, tmp_path: Path) -> None:
+    text, output = program(HOW_TO / f"{page}.md")
+    assert run_quietly(text, tmp_path) == output
+
+
 def test_observe(tmp_path: Path) -> None:
     page = HOW_TO / "observe.md"
     text, output = program(page)

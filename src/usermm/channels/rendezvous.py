@@ -64,15 +64,10 @@ class Shared:
     """What this side shares with the peer."""
 
     def __init__(self, domain: Domain, peer: int, geometry: Geometry) -> None:
-        """The control pages are granted writable, though the peer maps them read-only: taking back such pages leaves
-        zeros where read-only ones would end whoever reads them. Their owner never reads them, so a peer that writes
-        there changes what it reads itself. Data pages are granted read-only."""
-        self.control: Allocation = domain.gntalloc.allocate(peer, CONTROL_PAGES, writable=True)
-        try:
-            self.data: Allocation = domain.gntalloc.allocate(peer, geometry.pages)
-        except BaseException:
-            self.control.close()
-            raise
+        """All of it is granted read-only. It comes from a file of its own: the driver's limit is for other uses."""
+        with domain.open_gntalloc(limit=CONTROL_PAGES + geometry.pages) as file:
+            self.control: Allocation = file.allocate(peer, CONTROL_PAGES)
+            self.data: Allocation = file.allocate(peer, geometry.pages)
         self.geometry = geometry
 
     def side(self) -> Side:

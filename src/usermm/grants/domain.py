@@ -116,11 +116,13 @@ class Domain:
         """The tree in which domains find each other."""
         return self._own("store", lambda: Store(self._hypervisor("store")))
 
-    def open_gntalloc(self) -> Gntalloc:
-        """Another gntalloc file; the limit on pages is the domain's."""
+    def open_gntalloc(self, *, limit: int | None = None) -> Gntalloc:
+        """Another gntalloc file. Its pages count on the domain's limit, or on a `limit` of its own; on a real Xen the
+        driver's parameter holds. Whatever the limit, the quotas of the hypervisor are the domain's."""
         if self.backend == "xen":
             return Gntalloc(xen.XenGntalloc("gntalloc"))
-        return Gntalloc(LocalGntalloc(self._hypervisor("open_gntalloc"), self._watching, self._limit))
+        pages = self._limit if limit is None else Limit(limit)
+        return Gntalloc(LocalGntalloc(self._hypervisor("open_gntalloc"), self._watching, pages))
 
     def open_gntdev(self, personality: Personality = "mainline") -> Gntdev:
         """Another gntdev file. `personality` "seed2007" has the slots, states and errors of the first driver."""

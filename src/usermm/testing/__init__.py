@@ -12,6 +12,9 @@
 A `ModelDevice` has the methods of `usermm.Ummunotify` that make sense without memory, so code that takes a device can
 be given a model and made to meet every order of events, without a kernel's permission and without luck.
 
+`GrantMachine` is a machine with domains; `ModelGntalloc`, `ModelGntdev`, `ModelGntdev2007` and `ModelEvtchn` are the
+devices of `usermm.Domain` on it.
+
 A `ScriptedRegistrar` takes a device's place under `usermm.RegistrationCache`; `ModelCache` is that cache over a model.
 """
 
@@ -28,6 +31,11 @@ from usermm.testing.address_space import (
 from usermm.testing.cache import ModelCache
 from usermm.testing.device import ModelDevice
 from usermm.testing.entries import ModelRegistration, Outcome, Range
+from usermm.testing.grant_evtchn import ModelEvtchn
+from usermm.testing.grant_gntalloc import ModelGntalloc
+from usermm.testing.grant_gntdev import ModelGntdev
+from usermm.testing.grant_gntdev2007 import ModelGntdev2007
+from usermm.testing.grant_machine import GrantMachine, ModelDomain
 from usermm.testing.mappings import PAGE_BYTES, Mapping
 from usermm.testing.notifications import Cause, Flavour, Listener, Notification
 from usermm.testing.registrar import Call, ContractError, Pin, ScriptedRegistrar
@@ -46,10 +54,16 @@ __all__ = [
     "Cause",
     "ContractError",
     "Flavour",
+    "GrantMachine",
     "Listener",
     "Mapping",
     "ModelCache",
     "ModelDevice",
+    "ModelDomain",
+    "ModelEvtchn",
+    "ModelGntalloc",
+    "ModelGntdev",
+    "ModelGntdev2007",
     "ModelRegistration",
     "Notification",
     "Outcome",
