@@ -6,13 +6,12 @@ import ctypes
 import errno
 import mmap
 import os
-import pickle
 import select
 import socket
-import struct
 import sys
 from typing import Any
 
+from support.messages import receive, send
 from support.processes import in_child
 
 import usermm
@@ -23,7 +22,6 @@ from usermm.grants.gntdev import Gntdev
 from usermm.grants.local_gntalloc import GrantedPages
 
 PAGE = 4096
-_LENGTH = struct.Struct("=I")
 _PROT_NONE = 0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -149,27 +147,6 @@ def _answer_of(action: Any) -> bytes:
     if number:
         raise OSError(number, "in the child")
     return bytes(data)
-
-
-def send(channel: socket.socket, message: object) -> None:
-    data = pickle.dumps(message)
-    channel.sendall(_LENGTH.pack(len(data)) + data)
-
-
-def receive(channel: socket.socket) -> Any:
-    """Raises EOFError when the other side is gone."""
-    (length,) = _LENGTH.unpack(_exactly(channel, _LENGTH.size))
-    return pickle.loads(_exactly(channel, length))
-
-
-def _exactly(channel: socket.socket, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        more = channel.recv(length - len(data))
-        if not more:
-            raise EOFError
-        data += more
-    return data
 
 
 def serve(channel: socket.socket) -> None:

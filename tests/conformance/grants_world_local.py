@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from conformance import grants_agent
 from conformance.grants_agent import Agent
 from conformance.grants_world import Device, DomainDriver, FileDriver, Personality, World, listed
+from support.messages import receive, send
 from support.processes import SOURCE, TESTS
 from support.users import NOBODY, public_python
 
@@ -60,8 +61,8 @@ class _There:
 
     def call(self, name: str, *arguments: object) -> Any:
         with self._lock:
-            grants_agent.send(self._channel, (name, *arguments))
-            number, answer = grants_agent.receive(self._channel)
+            send(self._channel, (name, *arguments))
+            number, answer = receive(self._channel)
         if number < 0:
             raise AssertionError(answer)
         if number:

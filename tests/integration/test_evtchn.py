@@ -9,7 +9,7 @@ import os
 import resource
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from support.event_channels import MOMENT_S, PATIENCE_S, bind, is_readable, local, raises
@@ -19,24 +19,6 @@ from usermm.errors import WouldBlockError
 from usermm.grants.evtchn import Evtchn
 from usermm.grants.local_evtchn import LocalEvtchn
 from usermm.uapi import xen_evtchn
-
-
-@pytest.fixture
-def hypervisor() -> Iterator[usermm.Hypervisor]:
-    with usermm.Hypervisor() as hypervisor:
-        yield hypervisor
-
-
-@pytest.fixture
-def one(hypervisor: usermm.Hypervisor) -> Iterator[usermm.Domain]:
-    with usermm.Domain(hypervisor.socket) as domain:
-        yield domain
-
-
-@pytest.fixture
-def two(hypervisor: usermm.Hypervisor) -> Iterator[usermm.Domain]:
-    with usermm.Domain(hypervisor.socket) as domain:
-        yield domain
 
 
 def test_events_go_both_ways_and_the_binder_starts_pending(one: usermm.Domain, two: usermm.Domain) -> None:

@@ -22,24 +22,6 @@ from usermm.uapi import xen_evtchn
 
 
 @pytest.fixture
-def hypervisor() -> Iterator[usermm.Hypervisor]:
-    with usermm.Hypervisor() as hypervisor:
-        yield hypervisor
-
-
-@pytest.fixture
-def one(hypervisor: usermm.Hypervisor) -> Iterator[usermm.Domain]:
-    with usermm.Domain(hypervisor.socket) as domain:
-        yield domain
-
-
-@pytest.fixture
-def two(hypervisor: usermm.Hypervisor) -> Iterator[usermm.Domain]:
-    with usermm.Domain(hypervisor.socket) as domain:
-        yield domain
-
-
-@pytest.fixture
 def peer(hypervisor: usermm.Hypervisor) -> Iterator[Peer]:
     with Peer(hypervisor.socket) as peer:
         yield peer

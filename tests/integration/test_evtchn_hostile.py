@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -18,24 +17,6 @@ from support.event_channels import MOMENT_S, PATIENCE_S, bind, stream_of
 import usermm
 from usermm.errors import DeviceError
 from usermm.grants.event_ports import EventPorts, hang_up
-
-
-@pytest.fixture
-def hypervisor() -> Iterator[usermm.Hypervisor]:
-    with usermm.Hypervisor() as hypervisor:
-        yield hypervisor
-
-
-@pytest.fixture
-def one(hypervisor: usermm.Hypervisor) -> Iterator[usermm.Domain]:
-    with usermm.Domain(hypervisor.socket) as domain:
-        yield domain
-
-
-@pytest.fixture
-def two(hypervisor: usermm.Hypervisor) -> Iterator[usermm.Domain]:
-    with usermm.Domain(hypervisor.socket) as domain:
-        yield domain
 
 
 def test_garbage_and_floods_are_events_and_nothing_more(one: usermm.Domain, two: usermm.Domain) -> None:

@@ -13,13 +13,11 @@ import errno
 import json
 import logging
 import os
-import pickle
 import resource
 import select
 import shutil
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from support.messages import receive, send
 from support.processes import fork
 from support.users import become
 from usermm import __main__ as command_line
@@ -45,7 +44,6 @@ DONE = "done"
 
 assert hypervisor and gntdev2007 and codecs.lookup("ascii")  # loaded for the processes that are forked
 
-_LENGTH = struct.Struct("=I")
 _KIB = 1024
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -80,13 +78,13 @@ class Actor:
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Without waiting for it."""
-        _say(self._stream, (function, arguments))
+        send(self._stream, (function, arguments))
 
     def result(self, patience_s: float = PATIENCE_S) -> Any:
         """Of what was started."""
         ready = select.select([self._stream], [], [], patience_s)[0]
         assert ready, f"user {self.uid}: no answer in {patience_s} s"
-        value, failure = _hear(self._stream)
+        value, failure = receive(self._stream)
         assert failure is None, f"user {self.uid}: {failure}"
         return value
 
@@ -119,7 +117,7 @@ def _live(stream: socket.socket, uid: int, limit_files: int) -> NoReturn:
     os.chdir("/")
     while True:
         try:
-            function, arguments = _hear(stream)
+            function, arguments = receive(stream)
         except (EOFError, OSError):
             os._exit(0)
         try:
@@ -127,29 +125,9 @@ def _live(stream: socket.socket, uid: int, limit_files: int) -> NoReturn:
         except BaseException:
             answer = None, traceback.format_exc()
         try:
-            _say(stream, answer)
+            send(stream, answer)
         except OSError:
             os._exit(0)
-
-
-def _say(stream: socket.socket, thing: object) -> None:
-    text = pickle.dumps(thing)
-    stream.sendall(_LENGTH.pack(len(text)) + text)
-
-
-def _hear(stream: socket.socket) -> Any:
-    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
-    return pickle.loads(_exactly(stream, length))
-
-
-def _exactly(stream: socket.socket, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        part = stream.recv(length - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return data
 
 
 class World:
