@@ -16,7 +16,10 @@ from usermm.uapi import xen_gntalloc as abi
 
 
 class Allocation(GrantedPages):
-    """Pages that another domain may map: a writable buffer of this domain's. Whoever lets it go deallocates it."""
+    """Pages that another domain may map: a writable buffer of this domain's.
+
+    close(), or the last reference's end, unmaps and deallocates them: what the other domain has mapped stays there.
+    """
 
     _device: Gntalloc | None = None
     domid: int = -1
@@ -37,16 +40,6 @@ class Allocation(GrantedPages):
         """
         if self._device is not None and self.references:
             self._device._take_back(self, 0, len(self.references))
-
-    def close(self) -> None:
-        """Unmaps and deallocates: what the other domain has mapped stays there. BufferError while a view is left."""
-        super().close()
-
-    def _close(self, *, wait: bool) -> None:
-        super()._close(wait=wait)
-        device, self._device = self._device, None
-        if device is not None:
-            device._forget(self)
 
 
 class Gntalloc(Device[GntallocFile]):

@@ -20,23 +20,16 @@ Personality = Literal["mainline", "seed2007"]
 
 
 class Mapping(MappedGrants):
-    """Granted pages, mapped: a buffer, read-only unless asked otherwise and allowed. Whoever lets it go unmaps it."""
+    """Granted pages, mapped: a buffer, read-only unless asked otherwise and allowed.
+
+    close(), or the last reference's end, unmaps them and forgets the references.
+    """
 
     _device: Gntdev | None = None
     index: int = -1
     """Where they are in the device file."""
     references: Sequence[Reference] = ()
     """(domid, reference) of each page."""
-
-    def close(self) -> None:
-        """Unmaps it and forgets its references. BufferError while a view of it is left. May be called again."""
-        super().close()
-
-    def _close(self, *, wait: bool) -> None:
-        super()._close(wait=wait)
-        device, self._device = self._device, None
-        if device is not None:
-            device._forget(self)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 from usermm import _core
 from usermm._core import Memory
@@ -97,6 +97,12 @@ class Watching:
             self._device.close()
 
 
+class Forgetful(Protocol):
+    """A device that keeps account of what it made."""
+
+    def _forget(self, memory: Any, /) -> None: ...
+
+
 class WatchedMemory(Memory):
     """Granted memory that knows when it was unmapped behind its back."""
 
@@ -106,8 +112,8 @@ class WatchedMemory(Memory):
     _inodes: frozenset[int] = frozenset()
     _pool_mapping: PoolMapping | None = None
     """Of which this is a page: that one is watched, and unmapped in the end."""
-    _device: object = None
-    """What a subclass has to tell when it is let go."""
+    _device: Forgetful | None = None
+    """Who is told when it is let go: the device that made it."""
 
     def watch(self, watching: Watching, inodes: frozenset[int]) -> None:
         """From here on `is_mapped` is exact. `inodes` are those of the files that it maps."""
@@ -130,6 +136,7 @@ class WatchedMemory(Memory):
         if self._watching is not None:
             self._watching.settle()
         if self.closed:
+            self._tell_device()
             return
         if self.exports:
             raise BufferError(f"close({len(self)} bytes at {self.address:#x}): a view of it exists: release it first")
@@ -142,6 +149,12 @@ class WatchedMemory(Memory):
             self.abandon()
             self._unwatch(still_mapped=False)
         self._let_go(wait=wait)
+        self._tell_device()
+
+    def _tell_device(self) -> None:
+        device, self._device = self._device, None
+        if device is not None:
+            device._forget(self)
 
     def __enter__(self) -> Self:
         return self
@@ -157,8 +170,14 @@ class WatchedMemory(Memory):
         self.detach(offset, length)
 
     def __del__(self) -> None:
-        if not self.closed or self._device is not None:
+        if self.closed and self._device is None:
+            return
+        try:
             self._close(wait=False)
+        except BufferError:  # a view of it ends in the same collection: the memory is unmapped with both
+            self._unwatch(still_mapped=True)
+            self._let_go(wait=False)
+            self._tell_device()
 
     def _let_go(self, *, wait: bool) -> None:
         """For subclasses: it is unmapped, by close() or by somebody else. Without `wait` nothing may wait or fail."""
