@@ -44,12 +44,13 @@ class GrantorPools:
         return made, reference
 
     def end(self, pool: GrantorPool, reference: int, *, is_revoked: bool) -> None:
-        """The reference is granted no longer. A pool of a closed file, or of a domain that went, ends with its last."""
+        """The reference is granted no longer. A pool of a closed file, of a domain that went, or that is used up, ends
+        with its last."""
         if is_revoked:
             pool.lose(reference)
         else:
             pool.end(reference)
-        if not pool.granted and (self._is_closed or pool.is_closed):
+        if not pool.granted and (self._is_closed or pool.is_used_up or pool.is_closed):
             for pools in self._pools.values():
                 if pool in pools:
                     pools.remove(pool)

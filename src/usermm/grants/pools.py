@@ -44,7 +44,7 @@ class GrantorPool:
         self._uses = [0] * PAGES
 
     def grant(self) -> int | None:
-        """A reference to a page of zeros; None: there is no page left."""
+        """A reference to a page of zeros; None: there is no page left, or no number for one."""
         if not self._free:
             self._reclaim()
         if not self._free or self._table.load(CLOSED_WORD * WORD.size):
@@ -54,7 +54,7 @@ class GrantorPool:
         if uses:
             self._view[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = _ZEROS
         self._uses[page] = uses + 1
-        reference = self.first + page + PAGES * (uses % USES)
+        reference = self.first + page + PAGES * uses
         self._table.exchange(page * WORD.size, reference)
         self.granted += 1
         return reference
@@ -64,7 +64,13 @@ class GrantorPool:
         page = reference % PAGES
         self._table.exchange(page * 4, 0)
         self.granted -= 1
-        (self._waiting if self._is_mapped(page) else self._free).append(page)
+        if self._uses[page] < USES:
+            (self._waiting if self._is_mapped(page) else self._free).append(page)
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether nothing more is ever granted from it: no number is given twice."""
+        return not self._free and not self._waiting
 
     def lose(self, reference: int) -> None:
         """It was revoked: this page is never granted again."""

@@ -13,9 +13,12 @@ import struct
 
 PAGES = 32
 USES = 32
-"""How often a page is granted under a number of its own before the first number comes again."""
+"""How often a page is granted, each time under a number of its own; then the pool is used up."""
 BLOCK_BITS = 10
 BLOCK = PAGES * USES
+
+MOST_POOLS = 256
+"""Of one grantor: they use up numbers."""
 
 POOL = struct.Struct("=HH")
 """u16 domid of the grantee, u16 flags (ALLOCATE_WRITABLE)."""

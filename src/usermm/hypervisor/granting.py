@@ -47,7 +47,9 @@ class Granting:
         """ALLOCATE: `count` fresh pages that `grantee` may map."""
         grantee, flags, count = layouts.ALLOCATE.unpack(payload)
         grantee, table = self._check(domain, grantee, count)
+        first = self._references(domain).take(count, table)
         extent = self._extent(domain, grantee, flags, count)
+        extent.first_reference = first
         try:
             descriptors = []
             if flags & layouts.ALLOCATE_WANT_DESCRIPTOR:
@@ -56,7 +58,6 @@ class Granting:
         except OSError:
             self._forget(extent)
             raise
-        first = extent.first_reference = self._references(domain).take(count, table)
         table.references.update(dict.fromkeys(range(first, first + count), extent))
         self._record(domain, extent)
         return Reply(layouts.ALLOCATED.pack(first, self._isolated(domain, grantee)), descriptors)
@@ -65,10 +66,13 @@ class Granting:
         """POOL: pages for one grantee that are granted one by one, without the hypervisor."""
         grantee, flags = pool_layouts.POOL.unpack(payload)
         grantee, table = self._check(domain, grantee, pool_layouts.PAGES)
+        if len(table.pools) >= pool_layouts.MOST_POOLS:
+            text = f"pool(for domain {grantee}): domain {domain.domid} has {len(table.pools)}: allocate pages singly"
+            raise Refused(errno.ENOSPC, text)
+        first = self._references(domain).take_block(table)
         extent = self._extent(domain, grantee, flags, pool_layouts.PAGES)
         descriptors: list[int] = []
         try:
-            first = self._references(domain).take_block(table)
             extent.pool = pool = pools.make(first)
             descriptors.append(memfds.reopened(pool.table, writable=True))
             descriptors.append(memfds.reopened(pool.marks, writable=False))
@@ -80,6 +84,7 @@ class Granting:
             raise
         extent.first_reference = first
         table.pools[pool_layouts.block_of(first)] = extent
+        self._holding.add_pool(extent)
         self._record(domain, extent)
         return Reply(pool_layouts.POOL_MADE.pack(first, self._isolated(domain, grantee)), [data, *descriptors])
 

@@ -53,6 +53,7 @@ class Grants:
             else:
                 holding.end_pool(table, extent)
         holding.finish_all(table)
+        holding.close_pools_for(domain.domid)
         for extent in holding.of(table):
             holding.look_at(extent.watch)
 

@@ -62,6 +62,8 @@ class Holding:
         self._audit = audit
         self._extents: dict[int, tuple[Extent, Table]] = {}
         self._holds: dict[int, tuple[Extent, Hold, Table]] = {}
+        self._pools_for: dict[int, set[int]] = {}
+        """The watches of pools, by their grantee."""
         self._next_handle = 1
         self._unseen: dict[int, _Look] = {}
         self._closed_since: set[int] = set()
@@ -71,6 +73,24 @@ class Holding:
         table.extents.add(extent.watch)
         table.granted_pages += extent.count
         self._extents[extent.watch] = extent, table
+
+    def add_pool(self, extent: Extent) -> None:
+        """It has become a pool."""
+        self._pools_for.setdefault(extent.grantee, set()).add(extent.watch)
+
+    def _forget_pool(self, extent: Extent) -> None:
+        watches = self._pools_for.get(extent.grantee)
+        if watches is not None:
+            watches.discard(extent.watch)
+            if not watches:
+                del self._pools_for[extent.grantee]
+
+    def close_pools_for(self, domid: int) -> None:
+        """The grantee is gone: what it said is void, and whoever comes with its number gets pages of other pools."""
+        for watch in self._pools_for.pop(domid, ()):
+            pool = self._extents[watch][0].pool
+            if pool is not None:
+                pool.close_for_good()
 
     def extents(self) -> Iterator[Extent]:
         """Oldest first."""
@@ -135,11 +155,9 @@ class Holding:
         self.free_if_unused(extent)
 
     def finish_all(self, table: Table) -> None:
-        """The domain is gone. Whoever comes with its number gets none of the pools that it could look into."""
+        """The domain is gone, and holds nothing any more."""
         for handle in list(table.holds):
             extent, hold, _ = self._holds[handle]
-            if extent.pool is not None and not hold.of_grantor and not extent.pool.is_closed:
-                extent.pool.close_for_good()
             self.finish(extent, hold)
 
     def carry_out(self, extent: Extent, domid: int, notification: UnmapNotification) -> None:
@@ -256,6 +274,8 @@ class Holding:
         self._closed_since.discard(extent.watch)  # the number can be another extent's
         self._unseen.pop(extent.watch, None)
         table.extents.discard(extent.watch)
+        if extent.pool is not None:
+            self._forget_pool(extent)
         self.discharge(table, extent)
         self.closings.remove(extent.watch)
         extent.close()

@@ -18,6 +18,7 @@ from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.connections import Connection, refuse_descriptors
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.grants import Grants
+from usermm.hypervisor.looks import Looks
 from usermm.hypervisor.memfds import PAGE_BYTES
 from usermm.hypervisor.policy import Policy
 from usermm.hypervisor.ports import Ports
@@ -30,7 +31,6 @@ _MOST_STRANGERS = 256  # connected, and not yet a domain
 _STRANGER_SECONDS = 10
 _ACCEPTS_A_TURN = 16
 _PAUSE_SECONDS = 0.1
-_LOOK_PAUSE_SECONDS = 0.005  # between two parts of a look that takes long: a sixth of the time at most
 
 _NEEDS_DESCRIPTORS = frozenset(
     {
@@ -65,7 +65,6 @@ class Server:
         self._of_uid: dict[int, int] = {}
         self._names: set[str] = set()
         self._buffer = bytearray(wire.LONGEST_REQUEST_BYTES)
-        self._looking_on: asyncio.TimerHandle | None = None
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self.started = time.time()
@@ -80,12 +79,12 @@ class Server:
         self.listener.setblocking(False)
         refuse_descriptors(self.listener)  # what is accepted inherits it
         loop.add_reader(self.listener.fileno(), self._accept)
-        loop.add_reader(self.grants.holding.closings.fileno(), self._look)
+        self._looks = Looks(loop, self.grants.holding)
         try:
             await self._stopping.wait()
         finally:
             loop.remove_reader(self.listener.fileno())
-            loop.remove_reader(self.grants.holding.closings.fileno())
+            self._looks.close()
             self.ports.close_all()  # before they end, or their peers would see it
             for connection in [*self._connections.values(), *self._strangers]:
                 connection.close()
@@ -265,19 +264,6 @@ class Server:
 
     def _may_grant(self, domain: DomainRecord, grantee: int) -> bool:
         return self.policy.may_grant(domain, grantee)
-
-    def _look(self) -> None:
-        self.grants.holding.look(self.grants.holding.closings.take())
-        self._look_on_later()
-
-    def _look_on_later(self) -> None:
-        if self._looking_on is None and self.grants.holding.is_looking:
-            self._looking_on = self._loop.call_later(_LOOK_PAUSE_SECONDS, self._look_on)
-
-    def _look_on(self) -> None:
-        self._looking_on = None
-        self.grants.holding.look_on()
-        self._look_on_later()
 
     def _when_writable(self, descriptor: int, callback: Callable[[], None]) -> None:
         self._loop.add_writer(descriptor, callback)

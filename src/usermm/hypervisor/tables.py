@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 
 from usermm.hypercalls.pools import BLOCK, block_of
+from usermm.hypervisor.calls import Refused
 from usermm.hypervisor.extents import Extent
 from usermm.uapi.xen_gntalloc import FIRST_REFERENCE
 
@@ -31,7 +33,7 @@ class References:
     def take(self, count: int, table: Table) -> int:
         """The first of `count` consecutive numbers that are free in `table`.
 
-        At most 2**15 numbers are in use at a time, and 2**10 times the blocks of pools, so a gap is found soon.
+        Raises Refused (ENOSPC): nowhere are so many free.
         """
         return self._take(count, 1, table)
 
@@ -40,10 +42,12 @@ class References:
         return self._take(BLOCK, BLOCK, table)
 
     def _take(self, count: int, alignment: int, table: Table) -> int:
-        while True:
+        rounds = 0
+        while rounds < 3:  # the first one may begin anywhere
             self._next += -self._next % alignment
             if self._next + count > _SEQUENCE_LIMIT:
                 self._next = FIRST_REFERENCE
+                rounds += 1
                 continue
             first = self._base + self._next
             clash = table.last_used(first, count)
@@ -51,6 +55,7 @@ class References:
                 self._next += count
                 return first
             self._next = clash - self._base + 1
+        raise Refused(errno.ENOSPC, f"{count} consecutive references: so many are not free: release some")
 
 
 @dataclass(slots=True)
