@@ -174,6 +174,45 @@ def test_a_shape_that_is_not_the_length(two: Two, shape: tuple[int, ...]) -> Non
         arrays.as_array(two.into, message, copy=False)
 
 
+class Changing:
+    """Control pages of a peer that writes another number as soon as one was read."""
+
+    def __init__(self, pages: Memory, of_owner: Memory, lie: int) -> None:
+        self._pages, self._of_owner, self._lie = pages, of_owner, lie
+
+    def load(self, offset: int) -> int:
+        value = self._pages.load(offset)
+        self._of_owner.store(offset, self._lie)
+        return value
+
+
+def test_counts_are_read_once(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    two.send(b"x")
+    two.out.put(memoryview(b"abc"))
+    monkeypatch.setattr(two.into, "_peer", Changing(two.pages[0].seen, two.sender_control, 3000))
+    message = two.into.next()
+    assert message and two.into.copy(message) == b"x"
+    assert two.into.take(100) == b"abc"
+    monkeypatch.setattr(two.out, "_peer", Changing(two.pages[2].seen, two.receiver_control, 3000))
+    assert two.out.put(memoryview(bytes(8192))) == 4096
+
+
+def test_a_descriptor_is_read_once(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the peer writes after it was looked at changes nothing."""
+
+    class Reader:
+        def unpack_from(self, place: memoryview, offset: int) -> tuple[object, ...]:
+            values = honest.unpack_from(place, offset)
+            honest.pack_into(two.sender_control, offset, 77, 1, 1 << 40, b"|O8", 99, *[1 << 40] * 8)
+            return values
+
+    honest = rings.DESCRIPTOR
+    two.send(b"x")
+    monkeypatch.setattr(rings, "DESCRIPTOR", Reader())
+    message = two.into.next()
+    assert message == (0, 0x80000001, 1, b"", ())
+
+
 def test_data_that_was_taken_back_is_an_error_where_it_is_copied(two: Two) -> None:
     two.send(b"x")
     two.out.put(memoryview(b"abc"))

@@ -43,6 +43,22 @@ class AsyncCalls:
         number = await self._sleeper.until_async(self._out.take_slot, WANTS_SLOT, "loan")
         return arrays.Slot(self._out, number, length, code, shape)
 
+    async def send_message_async(self, data: Any) -> int:
+        """As `send_message`. When it is cancelled nothing was sent."""
+        with memoryview(data) as given, given.cast("B") as view:
+            slot = await self.loan_async(len(view))
+            slot.view[:] = view
+        return slot.send()
+
+    async def receive_message_async(self) -> bytes:
+        """As `receive_message`. When it is cancelled the message is still there."""
+        self._check()
+        message = await self._sleeper.until_async(self._in.next, WANTS_MESSAGE, "receive_message")
+        try:
+            return self._in.copy(message)
+        finally:
+            self._in.give_back(message.slot)
+
     async def send_array_async(self, array: Any) -> int:
         """As `send_array`."""
         slot = await self.loan_async(array.shape, array.dtype)

@@ -72,7 +72,8 @@ class Slot:
             import numpy as np
 
             kind = item_type(self._code) if self._code else np.dtype(np.uint8)
-            self._array = np.frombuffer(self._view, kind).reshape(self._shape or self._length // kind.itemsize)
+            shape = self._shape if self._code else (self._length,)
+            self._array = np.frombuffer(self._view, kind).reshape(shape)
         return self._array  # type: ignore[no-any-return] # made above
 
     def send(self) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from usermm._core import Memory
-from usermm.errors import ArgumentError, GrantError, PeerGoneError
+from usermm.errors import ArgumentError, ClosedError, GrantError, PeerGoneError
 from usermm.grants.files import PAGE_BYTES
 
 MOST_SLOTS = 64
@@ -105,6 +105,7 @@ class Outgoing:
         self._notify = notify
         self._out: list[int | None] = [None] * own.geometry.slots
         self._loaned: set[int] = set()
+        self._is_closed = False
         self.slot_bytes = own.geometry.slot_pages * PAGE_BYTES
         self._first = self._stream_bytes = own.geometry.stream_pages * PAGE_BYTES
         self._messages = self._bytes = 0
@@ -129,6 +130,8 @@ class Outgoing:
 
     def publish(self, slot: int, length: int, item_type: bytes = b"", shape: tuple[int, ...] = ()) -> int:
         """The message is the receiver's; its number, from 1."""
+        if self._is_closed:
+            raise ClosedError(errno.EBADF, "send: the channel is closed: connect a new one")
         number = self._messages + 1
         tag = number & ~_TAG & _WORD | _TAG
         place = DESCRIPTORS + self._messages % MOST_SLOTS * DESCRIPTOR_BYTES
@@ -173,6 +176,7 @@ class Outgoing:
 
     def close(self) -> None:
         """Lets the memory go; slots on loan keep theirs."""
+        self._is_closed = True
         self._descriptors.release()
         self.data.release()
 

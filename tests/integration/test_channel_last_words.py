@@ -1,0 +1,59 @@
+"""What a peer says just before it goes is heard, wherever its end falls between two looks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.channels import WAIT_S, joined
+
+import usermm
+from usermm.channels.rings import WANTS_MESSAGE
+from usermm.errors import PeerGoneError
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[usermm.Channel, usermm.Channel]]:
+    with (
+        usermm.Hypervisor() as hypervisor,
+        usermm.Domain(hypervisor.socket) as one,
+        usermm.Domain(hypervisor.socket) as other,
+    ):
+        here, there = joined(one, other)
+        with here, there:
+            yield here, there
+
+
+def speaking(here: usermm.Channel, there: usermm.Channel, when: int) -> Callable[[], bytes | None]:
+    """Looks for a message; just after it has looked for the `when`th time the peer sends one, and goes."""
+    looks = 0
+
+    def attempt() -> bytes | None:
+        nonlocal looks
+        looks += 1
+        message = here._in.next()
+        if looks == when:
+            there.send_message(b"last")
+            there.close()
+        return None if message is None else here._in.copy(message)
+
+    return attempt
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_last_words(ends: tuple[usermm.Channel, usermm.Channel], when: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = ends
+    monkeypatch.setattr(here._sleeper, "_may_spin", False)
+    attempt = speaking(here, there, when)
+    assert here._sleeper.until(attempt, WANTS_MESSAGE, WAIT_S, "receive_message") == b"last"
+    with pytest.raises(PeerGoneError):
+        here.receive_message(WAIT_S)
+
+
+def test_last_words_under_asyncio(ends: tuple[usermm.Channel, usermm.Channel]) -> None:
+    here, there = ends
+    waits = here._sleeper.until_async(speaking(here, there, 1), WANTS_MESSAGE, "receive_message")
+    assert asyncio.run(asyncio.wait_for(waits, WAIT_S)) == b"last"
+    with pytest.raises(PeerGoneError):
+        here.receive_message(WAIT_S)

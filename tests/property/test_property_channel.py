@@ -1,0 +1,151 @@
+"""Channels against queues, the machine against mistakes that somebody could make in them, and much data at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+from property.channel_machine import ChannelMachine
+from support.processes import fork
+
+import usermm
+from usermm.channels import arrays, rings
+
+STRESS = os.environ.get("USERMM_STRESS") == "1"
+TOTAL, BLOCK = (1 << 30 if STRESS else 1 << 26), 1 << 20
+CHANNELS = 4
+WAIT_S = 60
+
+if not STRESS:  # each example starts a hypervisor
+    ChannelMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
+TestChannel = ChannelMachine.TestCase
+
+
+def any_slot(self: Any) -> int | None:
+    """Whether it came back is not looked at."""
+    slot = next((slot for slot in range(len(self._out)) if slot not in self._loaned), None)
+    if slot is not None:
+        self._loaned.add(slot)
+    return slot
+
+
+def on_loan_or_not(self: Any) -> int | None:
+    for slot, tag in enumerate(self._out):
+        if tag is None or self._peer.load(rings.RETURNED + 4 * slot) == tag:
+            self._out[slot] = None
+            return slot
+    return None
+
+
+def back_at_once(incoming: Any, message: Any, *, copy: bool) -> Any:
+    array = AS_ARRAY(incoming, message, copy=copy)
+    incoming.give_back(message.slot)
+    return array
+
+
+def twice(self: Any) -> Any:
+    message = NEXT(self)
+    if message is not None and self._messages % 5 == 4:
+        self._messages -= 1
+        self._held.pop(message.slot)
+    return message
+
+
+def without_wrapping(self: Any, data: memoryview) -> int:
+    end = self._stream_bytes - self._bytes % self._stream_bytes
+    count = min(self.room(), len(data))
+    PUT(self, bytes(min(count, end)) if count > end else data[:count])
+    return count
+
+
+AS_ARRAY, NEXT, PUT = arrays.as_array, rings.Incoming.next, rings.Outgoing.put
+
+
+def nine_descriptors(self: Any) -> Any:
+    """The receiver's ring is shorter than the sender's."""
+    with mock.patch.object(rings, "MOST_SLOTS", 9):
+        return NEXT(self)
+
+
+MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "slots are used before they come back": (rings.Outgoing, "take_slot", any_slot),
+    "slots on loan are lent again": (rings.Outgoing, "take_slot", on_loan_or_not),
+    "a view does not hold its slot": (arrays, "as_array", back_at_once),
+    "slots never come back": (rings.Incoming, "give_back", lambda *_: None),
+    "a message comes twice": (rings.Incoming, "next", twice),
+    "the descriptors come round too soon": (rings.Incoming, "next", nine_descriptors),
+    "the stream does not wrap": (rings.Outgoing, "put", without_wrapping),
+    "nothing is ever lost": (rings.Outgoing, "unconfirmed", lambda _: (0, 0, 0)),
+    "a view is a copy": (arrays, "as_array", lambda *two, **_: AS_ARRAY(*two, copy=True)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_found(mistake: str) -> None:
+    owner, name, wrong = MISTAKES[mistake]
+    profile = settings(settings.get_profile("usermm-planted"), database=None)
+    with mock.patch.object(owner, name, wrong), pytest.raises((AssertionError, pytest.fail.Exception, OSError)):
+        run_state_machine_as_test(ChannelMachine, settings=profile)
+
+
+def pour(channel: usermm.Channel, seed: int, total: int) -> None:
+    """Random bytes, no block as the one before: half by the stream, half as messages."""
+    chance = random.Random(seed)
+    for _ in range(total // BLOCK):
+        channel.send(chance.randbytes(BLOCK // 2), WAIT_S)
+        with channel.loan(BLOCK // 2, timeout=WAIT_S) as slot:
+            slot.view[:] = chance.randbytes(BLOCK // 2)
+            slot.send()
+    channel.receive_message(WAIT_S)
+
+
+def source(socket: str, total: int) -> int:
+    """A child that pours into all channels in turn."""
+    child = fork()
+    if child == 0:
+        try:
+            with usermm.Domain(socket) as domain, ExitStack() as stack:
+                channels = []
+                for number in range(CHANNELS):
+                    made = usermm.Channel.connect(domain, "sink", f"c{number}", WAIT_S, slot_bytes=BLOCK // 2)
+                    channels.append(stack.enter_context(made))
+                for number, channel in enumerate(channels):
+                    pour(channel, number, total)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def digests(channel: usermm.Channel, seed: int, total: int) -> tuple[bytes, bytes]:
+    """Of what comes and of what should."""
+    chance, seen, wanted = random.Random(seed), hashlib.sha256(), hashlib.sha256()
+    for _ in range(total // BLOCK):
+        seen.update(channel.receive_exactly(BLOCK // 2, WAIT_S))
+        seen.update(channel.receive_array(WAIT_S))
+        wanted.update(chance.randbytes(BLOCK // 2))
+        wanted.update(chance.randbytes(BLOCK // 2))
+    return seen.digest(), wanted.digest()
+
+
+def test_much_data_arrives_intact() -> None:
+    """1 GiB with USERMM_STRESS=1, through several channels of one pair of domains."""
+    with ExitStack() as stack:
+        hypervisor = stack.enter_context(usermm.Hypervisor())
+        domain = stack.enter_context(usermm.Domain(hypervisor.socket, name="sink"))
+        child = source(hypervisor.socket, TOTAL // CHANNELS)
+        listeners = [stack.enter_context(usermm.Channel.listen(domain, f"c{number}")) for number in range(CHANNELS)]
+        channels = [stack.enter_context(listener.accept(WAIT_S)) for listener in listeners]
+        for number, channel in enumerate(channels):
+            seen, wanted = digests(channel, number, TOTAL // CHANNELS)
+            assert seen == wanted
+            channel.send_message(b"")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
