@@ -10,7 +10,7 @@ from support.channels import WAIT_S, joined
 
 import usermm
 from usermm.channels.rings import WANTS_MESSAGE
-from usermm.errors import PeerGoneError
+from usermm.errors import ClosedError, PeerGoneError
 
 
 @pytest.fixture
@@ -57,3 +57,13 @@ def test_last_words_under_asyncio(ends: tuple[usermm.Channel, usermm.Channel]) -
     assert asyncio.run(asyncio.wait_for(waits, WAIT_S)) == b"last"
     with pytest.raises(PeerGoneError):
         here.receive_message(WAIT_S)
+
+
+def test_a_loan_outlives_its_channel_and_cannot_be_sent(ends: tuple[usermm.Channel, usermm.Channel]) -> None:
+    here, _ = ends
+    slot, other = here.loan(4), here.loan(4)
+    here.close()
+    slot.view[:] = b"late"
+    with pytest.raises(ClosedError):
+        slot.send()
+    other.cancel()

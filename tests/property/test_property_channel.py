@@ -24,8 +24,8 @@ TOTAL, BLOCK = (1 << 30 if STRESS else 1 << 26), 1 << 20
 CHANNELS = 4
 WAIT_S = 60
 
-if not STRESS:  # each example starts a hypervisor
-    ChannelMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
+# Each example starts a hypervisor.
+ChannelMachine.TestCase.settings = settings(max_examples=600 if STRESS else 60, stateful_step_count=50)
 TestChannel = ChannelMachine.TestCase
 
 
