@@ -18,10 +18,9 @@ bool um_device_is_inherited(const usermm_device *device) {
 }
 
 int um_device_state(const usermm_device *device) {
-    uint64_t epoch = atomic_load(&device->epoch);
-    if (epoch == atomic_load(&um_monitor.page->epoch))
+    if (atomic_load(&device->epoch) == atomic_load(&um_monitor.page->epoch))
         return 0;
-    if (epoch == SHUT_DOWN)
+    if (atomic_load(&device->epoch) == SHUT_DOWN) /* loaded anew: the last shutdown ends the monitor's epoch, too */
         return -EBADF;
     return um_device_is_inherited(device) ? -ECHILD : -EIO;
 }

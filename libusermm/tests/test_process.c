@@ -142,6 +142,45 @@ static void *wait_for_events(void *argument) {
     return (void *)(intptr_t)usermm_wait(argument, -1);
 }
 
+static void *call_until_refused(void *argument) {
+    uint64_t generation;
+    int result;
+    while ((result = usermm_generation(argument, &generation)) == 0)
+        ;
+    return (void *)(intptr_t)result;
+}
+
+static cpu_set_t cores_before;
+
+static void run_on_all_cores(void) {
+    sched_setaffinity(0, sizeof cores_before, &cores_before);
+}
+
+/*
+ * The monitor's epoch ends with its last device, be it between the two loads of a call's look at them; that is no
+ * failure. On one core the sleeper's end interrupts the caller anywhere.
+ */
+static void a_call_during_the_last_shutdown_is_refused_as_closed(void) {
+    cpu_set_t one;
+    sched_getaffinity(0, sizeof cores_before, &cores_before);
+    test_at_end(run_on_all_cores);
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    sched_setaffinity(0, sizeof one, &one);
+    for (int round = 0; round < 100; round++) {
+        usermm_device *device;
+        pthread_t caller;
+        void *result;
+        CALL(usermm_open(2, O_RDONLY, &device));
+        CHECK(pthread_create(&caller, NULL, call_until_refused, device) == 0);
+        usleep(100);
+        usermm_shutdown(device);
+        pthread_join(caller, &result);
+        usermm_close(device);
+        CHECK((intptr_t)result == -EBADF || test_fault_fired());
+    }
+}
+
 static void shutting_down_wakes_who_waits(void) {
     usermm_device *device = test_open(2, O_RDONLY), *stays = test_open(2, O_RDONLY);
     pthread_t waiters[3];
@@ -222,6 +261,7 @@ int main(void) {
         TEST(a_bare_clone_is_told_apart),
         TEST(a_living_child_does_not_hold_up_the_close),
         TEST(a_handler_that_frees_does_not_deadlock),
+        TEST(a_call_during_the_last_shutdown_is_refused_as_closed),
         TEST(shutting_down_wakes_who_waits),
         TEST(notifications_raise_sigio),
         TEST(exiting_with_busy_threads_does_not_hang),

@@ -41,6 +41,5 @@ MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_found(mistake: str) -> None:
     owner, name, wrong = MISTAKES[mistake]
-    profile = settings(settings.get_profile("usermm-planted"), database=None)
     with mock.patch.object(owner, name, wrong), pytest.raises(AssertionError):
-        run_state_machine_as_test(StoreMachine, settings=profile)
+        run_state_machine_as_test(StoreMachine, settings=settings.get_profile("usermm-planted"))
