@@ -1,5 +1,9 @@
 /* The extension module usermm._core. */
+#define _GNU_SOURCE
+#include <poll.h>
+
 #include "cache.h"
+#include "channel.h"
 #include "owner.h"
 
 static PyObject *buffer_range(PyObject *module, PyObject *object) {
@@ -18,6 +22,15 @@ static PyObject *counts(PyObject *module, PyObject *unused) {
                          "monitors", (unsigned long long)now.monitors);
 }
 
+/* One system call, and no list of what it found. */
+static PyObject *has_hung_up(PyObject *module, PyObject *number) {
+    (void)module;
+    struct pollfd peer = {.fd = PyObject_AsFileDescriptor(number), .events = POLLRDHUP};
+    if (peer.fd < 0)
+        return NULL;
+    return PyBool_FromLong(poll(&peer, 1, 0) > 0);
+}
+
 /* The least that a call into C can cost: what benchmarks compare with. */
 static PyObject *empty(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module, (void)args, (void)count;
@@ -34,6 +47,7 @@ static PyObject *track_registrations(PyObject *module, PyObject *const *args, Py
 static PyMethodDef functions[] = {
     {"track_registrations", (PyCFunction)(void (*)(void))track_registrations, METH_FASTCALL, NULL},
     {"buffer_range", buffer_range, METH_O, NULL},
+    {"has_hung_up", has_hung_up, METH_O, NULL},
     {"counts", counts, METH_NOARGS, NULL},
     {"empty", (PyCFunction)(void (*)(void))empty, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
@@ -75,22 +89,30 @@ static int fill(PyObject *module) {
     state->base_name = PyUnicode_InternFromString("base");
     state->limit_error = PyObject_GetAttrString(errors, "LimitError");
     state->grant_error = PyObject_GetAttrString(errors, "grant_refused");
+    state->protocol_broken = PyObject_GetAttrString(errors, "protocol_broken");
     state->page_type = add_type(module, &um_page_spec, NULL);
     state->registration_type = add_type(module, &um_registration_spec, "Registration");
     state->owner_type = add_type(module, &um_owner_spec, NULL);
     state->mmap_type = attribute_of("mmap", "mmap");
     Py_DECREF(errors);
+    state->message_type = add_type(module, &um_message_spec, "Message");
     PyObject *device = add_type(module, &um_device_spec, "Device");
+    state->sender_type = add_type(module, &um_message_sender_spec, "MessageSender");
+    PyObject *slot = add_type(module, &um_message_slot_spec, "MessageSlot");
+    PyObject *receiver = add_type(module, &um_message_receiver_spec, "MessageReceiver");
     Py_XDECREF(device);
+    Py_XDECREF(slot);
+    Py_XDECREF(receiver);
     state->memory_type = add_type(module, &um_memory_spec, "Memory");
     state->cache_type = add_type(module, &um_cache_spec, "Cache");
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && state->memory_type && state->grant_error && state->cache_type && state->limit_error &&
+    return device && slot && receiver && state->sender_type && state->message_type && state->protocol_broken &&
+                   state->memory_type && state->grant_error && state->cache_type && state->limit_error &&
                    state->registration_type && state->owner_type && state->mmap_type && state->base_name &&
-                   state->device_error && state->cookie_error && state->argument_error && state->argument_type_error &&
-                   state->page_type && state->probe_name
+                   state->device_error && state->cookie_error && state->argument_error &&
+                   state->argument_type_error && state->page_type && state->probe_name
                ? 0
                : -1;
 }
@@ -103,6 +125,9 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->argument_type_error);
     Py_VISIT(state->page_type);
     Py_VISIT(state->memory_type);
+    Py_VISIT(state->sender_type);
+    Py_VISIT(state->message_type);
+    Py_VISIT(state->protocol_broken);
     Py_VISIT(state->grant_error);
     Py_VISIT(state->probe_name);
     Py_VISIT(state->base_name);
@@ -129,6 +154,9 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->argument_type_error);
     Py_CLEAR(state->page_type);
     Py_CLEAR(state->memory_type);
+    Py_CLEAR(state->sender_type);
+    Py_CLEAR(state->message_type);
+    Py_CLEAR(state->protocol_broken);
     Py_CLEAR(state->grant_error);
     Py_CLEAR(state->probe_name);
     Py_CLEAR(state->base_name);

@@ -15,7 +15,8 @@ struct module_state {
     PyObject *cookie_error;        /* usermm.errors.CookieError */
     PyObject *argument_error;      /* usermm.errors.ArgumentError */
     PyObject *argument_type_error; /* usermm.errors.ArgumentTypeError */
-    PyObject *page_type, *memory_type;
+    PyObject *protocol_broken;     /* usermm.errors.protocol_broken */
+    PyObject *page_type, *memory_type, *sender_type, *message_type;
     PyObject *base_name;   /* "base", interned */
     PyObject *probe_name;  /* "probe", interned */
     PyObject *limit_error; /* usermm.errors.LimitError */

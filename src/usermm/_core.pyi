@@ -93,6 +93,103 @@ class Memory:
     def fence(self) -> None:
         """Nothing after it is done before what is before it (sequentially consistent)."""
 
+class MessageSender:
+    """The messages of a channel that this side sends: docs/channels.md. Any thread may call anything.
+
+    In a forked child every call raises ForkedError.
+    """
+
+    def __new__(
+        cls, own: Memory, peer: Memory, data: Memory, notify: Callable[[], None], slots: int, first: int,
+        slot_bytes: int,
+    ) -> Self:
+        """`own` and `peer` are the sides' control pages, `data` has `slots` of `slot_bytes` from byte `first` on.
+
+        `notify` wakes the peer. Raises ArgumentError.
+        """
+
+    def take_slot(self) -> int | None:
+        """The number of a slot that nobody uses; it is on loan until a MessageSlot of it ends. None: all are out."""
+
+    def unconfirmed(self) -> tuple[int, int]:
+        """(messages not taken, messages taken but not given back), as far as the peer said."""
+
+    def close(self) -> None:
+        """Lets the memory go; slots on loan keep theirs."""
+
+class MessageSlot:
+    """Memory on loan from a MessageSender: a writable buffer. Its end without send() is cancel()."""
+
+    def __new__(
+        cls, sender: MessageSender, slot: int, length: int, item_type: bytes, shape: tuple[int, ...], /
+    ) -> Self:
+        """For `length` bytes in a slot that take_slot() gave; `item_type` has 16 bytes, `shape` 8 items at most."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __len__(self) -> int: ...
+    @property
+    def view(self) -> memoryview:
+        """The bytes, writable. ClosedError once sent."""
+
+    @property
+    def item_type(self) -> bytes:
+        """As it was made with; empty: no array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it was made with."""
+
+    def fill(self, data: object, /) -> None:
+        """Copies a C-contiguous buffer of just this length. Raises ArgumentError, BufferError, ClosedError."""
+
+    def send(self) -> int:
+        """Hands it over without a copy; the message's number, from 1. ClosedError (EBADF), and what `notify` raises."""
+
+    def cancel(self) -> None:
+        """Gives the slot back unsent. May be called again."""
+
+class MessageReceiver:
+    """The messages of a channel that the other side sends, which is not trusted. Any thread may call anything."""
+
+    def __new__(
+        cls, own: Memory, peer: Memory, data: Memory, notify: Callable[[], None], slots: int, first: int,
+        slot_bytes: int,
+    ) -> Self:
+        """As MessageSender; `data` is the peer's."""
+
+    def next(self) -> Message | None:
+        """Takes the next message, whose slot is held until its end. None: there is none, or this end was closed.
+
+        Raises ProtocolError: the peer wrote nonsense.
+        """
+
+    def close(self) -> None:
+        """Lets the memory go; what is held keeps it."""
+
+class Message:
+    """A message that was received: a read-only buffer where it is, inside its slot.
+
+    Its numbers are those that were checked; the bytes, which are the peer's, may change. The slot goes back with the
+    last reference to this, which every buffer of it is.
+    """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __len__(self) -> int: ...
+    @property
+    def item_type(self) -> bytes:
+        """As the peer wrote it; empty: no array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the peer wrote it: nothing was compared with the length."""
+
+    @property
+    def offset(self) -> int:
+        """Of its first byte in the peer's data."""
+
+    def release(self) -> None:
+        """Gives the slot back now: the sender may write there. May be called again; what is looked at stays mapped."""
+
 class Registration:
     """One holder of a registration. The memory stays registered until every holder has let go, whatever becomes of it.
 
@@ -198,6 +295,9 @@ def buffer_range(buffer: object, /) -> tuple[int, int]:
 
 def track_registrations(*ignored: object) -> None:
     """Shows the registrations held now to the garbage collector, which need not see those of a moment: gc.callbacks."""
+
+def has_hung_up(descriptor: int, /) -> bool:
+    """Whether a socket's peer is gone (POLLRDHUP, POLLHUP, POLLERR), or the descriptor is closed."""
 
 def counts() -> dict[str, int]:
     """What is alive in this process: devices, regions, monitors (reader threads), and notifications so far."""

@@ -109,6 +109,10 @@ class PeerGoneError(GrantError, BrokenPipeError):
     """The other domain ended or closed its side (EPIPE)."""
 
 
+class ProtocolError(GrantError):
+    """The other side wrote what no honest side writes (EPROTO); the channel is of no use any more."""
+
+
 class ConflictError(GrantError, BlockingIOError):
     """Another domain changed what this transaction read or wrote (EAGAIN): do it again."""
 
@@ -159,6 +163,11 @@ def grant_refused(number: int, message: str) -> DeviceError:
     `message` names call, object and next step.
     """
     return _GRANT_CLASSES.get(number, GrantError)(number, message)
+
+
+def protocol_broken(what: str) -> ProtocolError:
+    """The exception for a channel's peer that wrote nonsense."""
+    return ProtocolError(errno.EPROTO, f"channel: the peer broke the protocol: {what}: close the channel")
 
 
 # What a device's errno means where the call has nothing more exact to say, and what to do about it.

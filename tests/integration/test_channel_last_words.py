@@ -32,7 +32,7 @@ def speaking(here: usermm.Channel, there: usermm.Channel, when: int) -> Callable
     def attempt() -> bytes | None:
         nonlocal looks
         looks += 1
-        message = here._in.next()
+        message = here._in.messages.next()
         if looks == when:
             there.send_message(b"last")
             there.close()

@@ -17,6 +17,7 @@ from property.channel_machine import ChannelMachine
 from support.processes import fork
 
 import usermm
+from usermm._core import MessageReceiver
 from usermm.channels import arrays, rings
 
 STRESS = os.environ.get("USERMM_STRESS") == "1"
@@ -29,34 +30,27 @@ ChannelMachine.TestCase.settings = settings(max_examples=600 if STRESS else 60, 
 TestChannel = ChannelMachine.TestCase
 
 
-def any_slot(self: Any) -> int | None:
-    """Whether it came back is not looked at."""
-    slot = next((slot for slot in range(len(self._out)) if slot not in self._loaned), None)
-    if slot is not None:
-        self._loaned.add(slot)
-    return slot
-
-
-def on_loan_or_not(self: Any) -> int | None:
-    for slot, tag in enumerate(self._out):
-        if tag is None or self._peer.load(rings.RETURNED + 4 * slot) == tag:
-            self._out[slot] = None
-            return slot
-    return None
-
-
 def back_at_once(incoming: Any, message: Any, *, copy: bool) -> Any:
     array = AS_ARRAY(incoming, message, copy=copy)
-    incoming.give_back(message.slot)
+    message.release()
     return array
 
 
-def twice(self: Any) -> Any:
+KEPT: list[Any] = []
+
+
+def never_back(self: Any) -> Any:
     message = NEXT(self)
-    if message is not None and self._messages % 5 == 4:
-        self._messages -= 1
-        self._held.pop(message.slot)
+    KEPT.append(message)
     return message
+
+
+def twice(self: Any) -> Any:
+    """Every fifth message is the one before once more."""
+    message = NEXT(self)
+    if message is not None:
+        KEPT.append(message)
+    return KEPT[-2] if message is not None and len(KEPT) % 5 == 4 else message
 
 
 def without_wrapping(self: Any, data: memoryview) -> int:
@@ -66,22 +60,14 @@ def without_wrapping(self: Any, data: memoryview) -> int:
     return count
 
 
-AS_ARRAY, NEXT, PUT = arrays.as_array, rings.Incoming.next, rings.Outgoing.put
-
-
-def nine_descriptors(self: Any) -> Any:
-    """The receiver's ring is shorter than the sender's."""
-    with mock.patch.object(rings, "MOST_SLOTS", 9):
-        return NEXT(self)
+AS_ARRAY, PUT = arrays.as_array, rings.Outgoing.put
+NEXT = MessageReceiver.next
 
 
 MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "slots are used before they come back": (rings.Outgoing, "take_slot", any_slot),
-    "slots on loan are lent again": (rings.Outgoing, "take_slot", on_loan_or_not),
     "a view does not hold its slot": (arrays, "as_array", back_at_once),
-    "slots never come back": (rings.Incoming, "give_back", lambda *_: None),
-    "a message comes twice": (rings.Incoming, "next", twice),
-    "the descriptors come round too soon": (rings.Incoming, "next", nine_descriptors),
+    "slots never come back": (MessageReceiver, "next", never_back),
+    "a message comes twice": (MessageReceiver, "next", twice),
     "the stream does not wrap": (rings.Outgoing, "put", without_wrapping),
     "nothing is ever lost": (rings.Outgoing, "unconfirmed", lambda _: (0, 0, 0)),
     "a view is a copy": (arrays, "as_array", lambda *two, **_: AS_ARRAY(*two, copy=True)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import select
@@ -11,7 +12,7 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,22 @@ def fork() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
+
+
+@contextlib.contextmanager
+def beside(function: Callable[[], Any]) -> Iterator[None]:
+    """`function` runs in a forked child until the block ends, if it does not end before."""
+    child = fork()
+    if child == 0:
+        try:
+            function()
+        finally:
+            os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def in_child(function: Callable[[], Any], *, timeout_s: float = 20) -> Any:

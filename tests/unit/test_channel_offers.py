@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from usermm.channels.rendezvous import Offer
-from usermm.channels.rings import Geometry, ProtocolError
+from usermm.channels.rings import Geometry
+from usermm.errors import ProtocolError
 
 HONEST = Offer(9, 12, 3, Geometry(4, 16, 16))
 MOST = (1 << 32) - 1

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import random
 import struct
 from collections.abc import Iterator
 
 import pytest
+from support.growth import check_no_growth
+from support.processes import beside, in_child
 
-from usermm._core import Memory
+from usermm._core import Memory, MessageSlot
 from usermm.channels import arrays, rings
-from usermm.channels.rings import Geometry, Incoming, Outgoing, ProtocolError, Side
-from usermm.errors import ArgumentError, PeerGoneError
+from usermm.channels.rings import Geometry, Incoming, Outgoing, Side
+from usermm.errors import ArgumentError, ClosedError, ForkedError, PeerGoneError, ProtocolError
 
 SIZES = Geometry(4, 1, 1)
 
@@ -44,10 +47,11 @@ class Two:
         self.events += 1
 
     def send(self, data: bytes) -> None:
-        slot = self.out.take_slot()
+        slot = self.out.messages.take_slot()
         assert slot is not None
-        self.out.slot(slot, len(data))[:] = data
-        self.out.publish(slot, len(data))
+        loan = MessageSlot(self.out.messages, slot, len(data), b"", ())
+        loan.view[:] = data
+        loan.send()
 
     def close(self) -> None:
         self.out.close()
@@ -68,13 +72,34 @@ def two() -> Iterator[Two]:
 def test_messages_come_in_order_and_slots_are_not_used_while_held(two: Two) -> None:
     for number in range(4):
         two.send(bytes([number]))
-    assert two.out.take_slot() is None
-    held = [two.into.next() for _ in range(4)]
+    assert two.out.messages.take_slot() is None
+    held = [two.into.messages.next() for _ in range(4)]
     assert [two.into.copy(message) for message in held if message] == [b"\0", b"\1", b"\2", b"\3"]
-    assert two.out.take_slot() is None
-    assert held[2] is not None
-    two.into.give_back(held[2].slot)
-    assert two.out.take_slot() == held[2].slot
+    assert two.out.messages.take_slot() is None
+    held[2] = None
+    assert two.out.messages.take_slot() == 2
+
+
+def test_a_slot_on_loan_is_lent_to_nobody_else(two: Two) -> None:
+    numbers = [two.out.messages.take_slot() for _ in range(5)]
+    assert numbers == [0, 1, 2, 3, None]
+    loan = MessageSlot(two.out.messages, 2, 1, b"", ())
+    with pytest.raises(ArgumentError):
+        MessageSlot(two.out.messages, 4, 1, b"", ())
+    loan.cancel()
+    with pytest.raises(ArgumentError):
+        MessageSlot(two.out.messages, 2, 1, b"", ())
+    assert two.out.messages.take_slot() == 2
+    with pytest.raises(ClosedError):
+        loan.send()
+
+
+@pytest.mark.parametrize("wrong", [(0, 4097, b"", ()), (0, -1, b"", ()), (0, 1, b"x" * 17, ()), (0, 1, b"", (1,) * 9)])
+def test_a_loan_that_does_not_fit(two: Two, wrong: tuple[int, int, bytes, tuple[int, ...]]) -> None:
+    two.out.messages.take_slot()
+    with pytest.raises(ArgumentError):
+        MessageSlot(two.out.messages, *wrong)
+    MessageSlot(two.out.messages, 0, 4096, b"x" * 16, (1,) * 8).cancel()
 
 
 def test_an_event_only_for_who_sleeps(two: Two) -> None:
@@ -102,16 +127,17 @@ def test_a_descriptor_that_lies(two: Two, fields: tuple[int, int, int, bytes, in
     rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, *fields, *[0] * 8)
     two.sender_control.store(rings.MESSAGES_SENT, 1)
     with pytest.raises(ProtocolError):
-        two.into.next()
+        two.into.messages.next()
 
 
 def test_a_slot_that_is_held_comes_again(two: Two) -> None:
     two.send(b"x")
-    assert two.into.next()
+    held = two.into.messages.next()
+    assert held
     rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS + 128, 0, 9, 1, b"", 0, *[0] * 8)
     two.sender_control.store(rings.MESSAGES_SENT, 2)
     with pytest.raises(ProtocolError, match="still held"):
-        two.into.next()
+        two.into.messages.next()
 
 
 @pytest.mark.parametrize("value", [5, 0x7FFFFFFF, 0xFFFFFFFF])
@@ -120,7 +146,7 @@ def test_counts_that_lie(two: Two, value: int) -> None:
     two.sender_control.store(rings.BYTES_SENT, value + 4096 & 0xFFFFFFFF)
     two.receiver_control.store(rings.BYTES_TAKEN, value)
     with pytest.raises(ProtocolError):
-        two.into.next()
+        two.into.messages.next()
     if value != 0xFFFFFFFF:
         with pytest.raises(ProtocolError):
             two.into.take(10)
@@ -142,13 +168,13 @@ def test_any_control_pages_at_all(two: Two, seed: int) -> None:
             if chance.random() < 0.5:
                 struct.pack_into("=IIQ", two.sender_control, place, chance.randrange(6), 1, chance.randrange(5000))
         try:
-            message = two.into.next()
-            if message:
-                assert len(two.into.copy(message)) == message.length <= 4096
+            message = two.into.messages.next()
+            if message is not None:
+                assert len(two.into.copy(message)) == len(message) <= 4096
                 arrays.as_array(two.into, message, copy=True)
         except ProtocolError:
             pass
-        for call in (lambda: two.into.take(100), two.out.room, two.out.take_slot, two.out.unconfirmed):
+        for call in (lambda: two.into.take(100), two.out.room, two.out.messages.take_slot, two.out.unconfirmed):
             with contextlib.suppress(ProtocolError):
                 call()
 
@@ -157,7 +183,7 @@ def test_any_control_pages_at_all(two: Two, seed: int) -> None:
 def test_items_that_are_no_numbers(two: Two, code: bytes) -> None:
     rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, 0, 1, 8, code, 1, 1, *[0] * 7)
     two.sender_control.store(rings.MESSAGES_SENT, 1)
-    message = two.into.next()
+    message = two.into.messages.next()
     assert message
     with pytest.raises(ProtocolError):
         arrays.as_array(two.into, message, copy=False)
@@ -168,7 +194,7 @@ def test_a_shape_that_is_not_the_length(two: Two, shape: tuple[int, ...]) -> Non
     two.send(b"12345678")
     sizes = [*shape, *[0] * (8 - len(shape))]
     rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, 0, 1, 8, b"<f8", len(shape), *sizes)
-    message = two.into.next()
+    message = two.into.messages.next()
     assert message
     with pytest.raises(ProtocolError):
         arrays.as_array(two.into, message, copy=False)
@@ -190,34 +216,47 @@ def test_counts_are_read_once(two: Two, monkeypatch: pytest.MonkeyPatch) -> None
     two.send(b"x")
     two.out.put(memoryview(b"abc"))
     monkeypatch.setattr(two.into, "_peer", Changing(two.pages[0].seen, two.sender_control, 3000))
-    message = two.into.next()
+    message = two.into.messages.next()
     assert message and two.into.copy(message) == b"x"
     assert two.into.take(100) == b"abc"
     monkeypatch.setattr(two.out, "_peer", Changing(two.pages[2].seen, two.receiver_control, 3000))
     assert two.out.put(memoryview(bytes(8192))) == 4096
 
 
-def test_a_descriptor_is_read_once(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the peer writes after it was looked at changes nothing."""
+def test_a_descriptor_is_read_once(two: Two) -> None:
+    """A process that goes on writing, now an honest one, now a lie: what comes is one that was looked at."""
+    honest = rings.DESCRIPTOR.pack(0, 7, 1, b"", 0, *[0] * 8).ljust(rings.DESCRIPTOR_BYTES, b"\0")
+    lie = rings.DESCRIPTOR.pack(77, 7, 1 << 40, b"", 99, *[0] * 8).ljust(rings.DESCRIPTOR_BYTES, b"\0")
+    (honest_page, lying_page), descriptor = (each * rings.MOST_SLOTS for each in (honest, lie)), two.pages[0].descriptor
 
-    class Reader:
-        def unpack_from(self, place: memoryview, offset: int) -> tuple[object, ...]:
-            values = honest.unpack_from(place, offset)
-            honest.pack_into(two.sender_control, offset, 77, 1, 1 << 40, b"|O8", 99, *[1 << 40] * 8)
-            return values
+    def write_on() -> None:
+        with mmap.mmap(descriptor, rings.CONTROL_PAGES * 4096) as pages:
+            while True:
+                pages[rings.DESCRIPTORS :] = honest_page
+                pages[rings.DESCRIPTORS :] = lying_page
 
-    honest = rings.DESCRIPTOR
-    two.send(b"x")
-    monkeypatch.setattr(rings, "DESCRIPTOR", Reader())
-    message = two.into.next()
-    assert message == (0, 0x80000001, 1, b"", ())
+    came = refused = 0
+    with beside(write_on):
+        while came < 2000 or refused < 2000:
+            two.sender_control.store(rings.MESSAGES_SENT, (came + 1) & 0xFFFFFFFF)
+            try:
+                message = two.into.messages.next()
+            except ProtocolError:
+                refused += 1
+                continue
+            assert message is not None
+            came += 1
+            assert message.offset in range(4096, 5 * 4096, 4096)
+            assert len(message) <= 4096
+            assert len(message.shape) <= rings.MOST_DIMENSIONS
+            message.release()
 
 
 def test_data_that_was_taken_back_is_an_error_where_it_is_copied(two: Two) -> None:
     two.send(b"x")
     two.out.put(memoryview(b"abc"))
     os.ftruncate(two.pages[1].descriptor, 0)
-    message = two.into.next()
+    message = two.into.messages.next()
     assert message
     with pytest.raises(PeerGoneError):
         two.into.copy(message)
@@ -229,3 +268,53 @@ def test_data_that_was_taken_back_is_an_error_where_it_is_copied(two: Two) -> No
 def test_sizes_that_are_none(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ArgumentError):
         Geometry(*sizes).check()
+
+
+def test_messages_leak_nothing(two: Two) -> None:
+    def calls() -> None:
+        two.send(b"12345678")
+        message = two.into.messages.next()
+        assert message is not None
+        arrays.as_array(two.into, message, copy=False)
+        del message
+        two.out.messages.unconfirmed()
+
+    check_no_growth(calls, times=300)
+
+
+def test_refusals_leak_nothing(two: Two) -> None:
+    two.out.messages.take_slot()
+    two.sender_control.store(rings.MESSAGES_SENT, 99)
+
+    def calls() -> None:
+        with pytest.raises(ProtocolError):
+            two.into.messages.next()
+        with pytest.raises(ArgumentError):
+            MessageSlot(two.out.messages, 1, 1, b"", ())
+        with pytest.raises(TypeError):
+            MessageSlot(two.out.messages, 0, 1, b"", ("x",))  # type: ignore[arg-type]
+        loan = MessageSlot(two.out.messages, 0, 1, b"", ())
+        with pytest.raises(ArgumentError):
+            loan.fill(b"12")
+        with pytest.raises(TypeError):
+            loan.fill(1)
+        loan.cancel()
+        two.out.messages.take_slot()
+
+    check_no_growth(calls, times=300)
+
+
+def test_a_forked_child_has_neither_end(two: Two) -> None:
+    """The peer's pages are not there: an error, where a look at them would be the end of the child."""
+    two.send(b"x")
+    message = two.into.messages.next()
+
+    def look() -> None:
+        for call in (two.into.messages.next, two.out.messages.take_slot, two.out.messages.unconfirmed):
+            with pytest.raises(ForkedError):
+                call()
+        with pytest.raises(BufferError):
+            memoryview(message)  # type: ignore[arg-type]
+
+    in_child(look)
+    assert message is not None and bytes(message) == b"x"

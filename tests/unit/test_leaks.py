@@ -144,6 +144,7 @@ SUCCESSES: Final[dict[str, Callable[[Device], Any]]] = {
     "__aiter__ of nothing": _iterate_over_nothing,
     "buffer_range": lambda _: _core.buffer_range(memory),
     "buffer_range of a tensor": lambda _: _core.buffer_range(_TENSOR),
+    "has_hung_up": lambda device: _core.has_hung_up(device.fileno()),
     "counts": lambda _: _core.counts(),
     "empty": lambda _: _core.empty(1, 2, 3),
     "track_registrations": lambda _: _core.track_registrations("start", {}),
@@ -192,6 +193,7 @@ ERRORS: Final[dict[str, Callable[[Device], Any]]] = {
     "__new__ refused": lambda _: Device(3),
     "__new__ type": lambda _: Device("x"),  # type: ignore[arg-type]
     "__new__ for writing": lambda _: Device(flags=os.O_RDWR),
+    "has_hung_up": lambda _: _core.has_hung_up("no descriptor"),  # type: ignore[arg-type]
     "buffer_range type": lambda _: _core.buffer_range(1),
     "buffer_range empty": lambda _: _core.buffer_range(b""),
     "buffer_range gaps": lambda _: _core.buffer_range(_GAPS),

@@ -40,35 +40,35 @@ class AsyncCalls:
         asked = wanted if isinstance(wanted, int) else tuple(wanted)
         length, code, shape = arrays.extent(asked, dtype, self._out.slot_bytes)
         self._check_peer("loan")
-        number = await self._sleeper.until_async(self._out.take_slot, WANTS_SLOT, "loan")
-        return arrays.Slot(self._out, number, length, code, shape)
+        number = await self._sleeper.until_async(self._out.messages.take_slot, WANTS_SLOT, "loan")
+        return arrays.Slot(self._out.messages, number, length, code, shape)
 
     async def send_message_async(self, data: Any) -> int:
         """As `send_message`. When it is cancelled nothing was sent."""
-        with memoryview(data) as given, given.cast("B") as view:
-            slot = await self.loan_async(len(view))
-            slot.view[:] = view
+        with memoryview(data) as given:
+            slot = await self.loan_async(given.nbytes)
+            slot.fill(given)
         return slot.send()
 
     async def receive_message_async(self) -> bytes:
         """As `receive_message`. When it is cancelled the message is still there."""
         self._check()
-        message = await self._sleeper.until_async(self._in.next, WANTS_MESSAGE, "receive_message")
+        message = await self._sleeper.until_async(self._in.messages.next, WANTS_MESSAGE, "receive_message")
         try:
             return self._in.copy(message)
         finally:
-            self._in.give_back(message.slot)
+            message.release()
 
     async def send_array_async(self, array: Any) -> int:
         """As `send_array`."""
         slot = await self.loan_async(array.shape, array.dtype)
-        slot.array[...] = array
+        arrays.copy_into(slot, array)
         return slot.send()
 
     async def receive_array_async(self, *, copy: bool = False) -> np.ndarray[Any, Any]:
         """As `receive_array`."""
         self._check()
-        message = await self._sleeper.until_async(self._in.next, WANTS_MESSAGE, "receive_array")
+        message = await self._sleeper.until_async(self._in.messages.next, WANTS_MESSAGE, "receive_array")
         return arrays.as_array(self._in, message, copy=copy)
 
     def _check(self) -> None:

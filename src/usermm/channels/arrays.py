@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import math
 import re
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from usermm.channels.rings import MOST_DIMENSIONS, Descriptor, Incoming, Outgoing, broken
-from usermm.errors import ArgumentError, ClosedError
+from usermm._core import Message, MessageSlot
+from usermm.channels.rings import MOST_DIMENSIONS, Incoming
+from usermm.errors import ArgumentError, protocol_broken
 
 if TYPE_CHECKING:
     import numpy as np
 
 # Numbers, and times: never objects, whose items are addresses.
 _ITEM_TYPE = re.compile(rb"[<>|=](?:[biufc](?:1|2|4|8|16|32)|[mM]8(?:\[[a-zA-Z0-9]{1,8}\])?)")
+
+BYTES = b"|u1"
+"""What a message without an item type is as an array."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -29,7 +33,7 @@ def item_type(code: bytes) -> np.dtype[Any]:
             return np.dtype(code.decode())
         except (TypeError, ValueError):
             pass
-    raise broken(f"an array of items {code[:16]!r}")
+    raise protocol_broken(f"an array of items {code[:16]!r}")
 
 
 @functools.lru_cache(maxsize=256)
@@ -44,58 +48,21 @@ def code_of(wanted: Any) -> tuple[bytes, int]:
     return code, kind.itemsize
 
 
-class Slot:
+class Slot(MessageSlot):
     """Granted memory to be filled in and sent: `view` as bytes, `array` where a type was asked for.
 
-    It is the caller's until send() or cancel(); leaving a `with` block without send() cancels.
+    It is the caller's until send() or cancel(); leaving a `with` block without send() cancels. After send() the memory
+    is the receiver's to read: whoever still has a view of it must not write to it before the slot comes back, or the
+    receiver sees it change.
     """
 
-    __slots__ = ("_array", "_code", "_length", "_number", "_out", "_shape", "_view")
-
-    def __init__(self, out: Outgoing, number: int, length: int, code: bytes, shape: tuple[int, ...]) -> None:
-        self._out: Outgoing | None = out
-        self._number, self._length, self._code, self._shape = number, length, code, shape
-        self._view = out.slot(number, length)
-        self._array: Any = None
-
-    @property
-    def view(self) -> memoryview:
-        """The bytes, writable. ClosedError once sent."""
-        self._check()
-        return self._view
+    __slots__ = ()
 
     @property
     def array(self) -> np.ndarray[Any, Any]:
         """The same memory as an array of the shape and type that were asked for (bytes where none was)."""
-        self._check()
-        if self._array is None:
-            import numpy as np
-
-            kind = item_type(self._code) if self._code else np.dtype(np.uint8)
-            shape = self._shape if self._code else (self._length,)
-            self._array = np.frombuffer(self._view, kind).reshape(shape)
-        return self._array  # type: ignore[no-any-return] # made above
-
-    def send(self) -> int:
-        """Hands it over without a copy; the message's number, from 1.
-
-        The memory is the receiver's to read from now on: whoever still has an array of it must not write to it before
-        the slot comes back, or the receiver sees it change.
-        """
-        out = self._check()
-        self._out = self._array = None
-        return out.publish(self._number, self._length, self._code, self._shape)
-
-    def cancel(self) -> None:
-        """Gives the slot back unsent. May be called again."""
-        out, self._out, self._array = self._out, None, None
-        if out is not None:
-            out.cancel(self._number)
-
-    def _check(self) -> Outgoing:
-        if self._out is None:
-            raise ClosedError(errno.EBADF, "slot: it was sent or cancelled: ask for another loan")
-        return self._out
+        make, _ = _form(self.item_type or BYTES, self.shape if self.item_type else (len(self),))
+        return make(self.view)
 
     def __enter__(self) -> Self:
         return self
@@ -105,46 +72,44 @@ class Slot:
     ) -> None:
         self.cancel()
 
-    def __del__(self) -> None:
-        if getattr(self, "_out", None) is not None:
-            self.cancel()
+
+def copy_into(slot: Slot, array: np.ndarray[Any, Any]) -> None:
+    """An array of the shape and type that the slot was asked for."""
+    try:
+        slot.fill(array)
+    except (BufferError, ValueError):  # not contiguous, or times, which NumPy gives no buffer of
+        slot.array[...] = array
 
 
-class _Held:
-    """What every view of an array that came keeps alive, however it was made; its end gives the slot back.
-
-    NumPy keeps whom it got the interface from, where it makes a memoryview of its own over any buffer.
-    """
-
-    __slots__ = ("__array_interface__", "_incoming", "_memory", "_slot")
-
-    def __init__(self, incoming: Incoming, message: Descriptor, code: str, shape: tuple[int, ...]) -> None:
-        self._incoming, self._slot = incoming, message.slot
-        self._memory = incoming.view(message)  # it cannot be unmapped meanwhile
-        where = incoming.address(message), True
-        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": code, "data": where}
-
-    def __del__(self) -> None:
-        self._incoming.give_back(self._slot)
-
-
-def as_array(incoming: Incoming, message: Descriptor, *, copy: bool) -> np.ndarray[Any, Any]:
-    """A read-only array over the message's memory, or a copy of it. Raises ProtocolError, having let the slot go."""
+@functools.lru_cache(maxsize=256)
+def _form(code: bytes, shape: tuple[int, ...]) -> tuple[Callable[[Any], np.ndarray[Any, Any]], int]:
+    """What makes such an array over a buffer, and how many bytes it has. Raises ProtocolError."""
     import numpy as np
 
+    make: Callable[..., np.ndarray[Any, Any]] = np.ndarray
+    kind = item_type(code)
+    return functools.partial(make, shape, kind), math.prod(shape) * kind.itemsize
+
+
+def as_array(incoming: Incoming, message: Message, *, copy: bool) -> np.ndarray[Any, Any]:
+    """A read-only array over the message's memory, or a copy of it. Raises ProtocolError, having let the slot go.
+
+    Every view of it, however it was made, keeps the message alive, whose end gives the slot back.
+    """
+    length = len(message)
     try:
-        kind = item_type(message.item_type) if message.item_type else np.dtype(np.uint8)
-        shape = message.shape if message.item_type else (message.length,)
-        if math.prod(shape) * kind.itemsize != message.length:
-            raise broken(f"an array of shape {shape} and type {kind} in {message.length} bytes")
-        data = incoming.copy(message) if copy else None
+        code, shape = message.item_type, message.shape
+        make, wanted = _form(code, shape) if code else _form(BYTES, (length,))
+        if wanted != length:
+            raise protocol_broken(f"an array of shape {shape} and type {code.decode()} in {length} bytes")
+        if not copy:
+            return make(message)
+        data = bytearray(incoming.copy(message))
     except BaseException:
-        incoming.give_back(message.slot)
+        message.release()
         raise
-    if data is None:
-        return np.asarray(_Held(incoming, message, kind.str, shape))
-    incoming.give_back(message.slot)
-    return np.frombuffer(bytearray(data), kind).reshape(shape)
+    message.release()
+    return make(data)
 
 
 @functools.lru_cache(maxsize=256)

@@ -159,32 +159,32 @@ class Channel(AsyncCalls):
         asked = wanted if isinstance(wanted, int) else tuple(wanted)
         length, code, shape = arrays.extent(asked, dtype, self._out.slot_bytes)
         self._check_peer("loan")
-        number = self._out.take_slot()
+        number = self._out.messages.take_slot()
         if number is None:
-            number = self._sleeper.until(self._out.take_slot, WANTS_SLOT, timeout, "loan")
-        return Slot(self._out, number, length, code, shape)
+            number = self._sleeper.until(self._out.messages.take_slot, WANTS_SLOT, timeout, "loan")
+        return Slot(self._out.messages, number, length, code, shape)
 
     def send_message(self, data: Any, timeout: float | None = None) -> int:
         """A copy of `data` (bytes-like) as one message; its number, from 1."""
-        with memoryview(data) as given, given.cast("B") as view:
-            slot = self.loan(len(view), timeout=timeout)
-            slot.view[:] = view
+        with memoryview(data) as given:
+            slot = self.loan(given.nbytes, timeout=timeout)
+            slot.fill(given)
         return slot.send()
 
     def send_array(self, array: Any, timeout: float | None = None) -> int:
         """A copy of a NumPy array as one message; its number. To send without a copy fill in a loan()."""
         slot = self.loan(array.shape, array.dtype, timeout=timeout)
-        slot.array[...] = array
+        arrays.copy_into(slot, array)
         return slot.send()
 
     def receive_message(self, timeout: float | None = None) -> bytes:
         """A copy of the next message; its slot goes back at once."""
         self._check()
-        message = self._sleeper.until(self._in.next, WANTS_MESSAGE, timeout, "receive_message")
+        message = self._sleeper.until(self._in.messages.next, WANTS_MESSAGE, timeout, "receive_message")
         try:
             return self._in.copy(message)
         finally:
-            self._in.give_back(message.slot)
+            message.release()
 
     def receive_array(self, timeout: float | None = None, *, copy: bool = False) -> np.ndarray[Any, Any]:
         """The next message as an array, read-only, where it is: one of bytes, if it was not sent as an array.
@@ -194,7 +194,7 @@ class Channel(AsyncCalls):
         to be checked and used in peace.
         """
         self._check()
-        message = self._sleeper.until(self._in.next, WANTS_MESSAGE, timeout, "receive_array")
+        message = self._sleeper.until(self._in.messages.next, WANTS_MESSAGE, timeout, "receive_array")
         return arrays.as_array(self._in, message, copy=copy)
 
     # The end

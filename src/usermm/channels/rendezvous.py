@@ -13,8 +13,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from usermm.channels.rings import CONTROL_PAGES, MOST_SLOTS, Geometry, Side, broken
-from usermm.errors import ArgumentError, BadReferenceError, DeviceError, PeerGoneError, PermissionDeniedError
+from usermm.channels.rings import CONTROL_PAGES, MOST_SLOTS, Geometry, Side
+from usermm.errors import (
+    ArgumentError,
+    BadReferenceError,
+    DeviceError,
+    PeerGoneError,
+    PermissionDeniedError,
+    protocol_broken,
+)
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.gntalloc import Allocation
 from usermm.grants.waiter import Waiter
@@ -46,17 +53,17 @@ class Offer:
         """Raises ProtocolError for what no honest side writes."""
         words = text.split()
         if len(words) != _FIELDS or not all(word.isdigit() and len(word) <= 10 for word in words):
-            raise broken(f"an offer {text[:40]!r}")
+            raise protocol_broken(f"an offer {text[:40]!r}")
         version, control, data, port, *sizes = map(int, words)
         geometry = Geometry(*sizes)
         if version != VERSION or max(control, data, port) >= 1 << 32:
-            raise broken(f"an offer of version {version}: this side speaks {VERSION}")
+            raise protocol_broken(f"an offer of version {version}: this side speaks {VERSION}")
         if not 1 <= geometry.slots <= MOST_SLOTS or geometry.pages >= 1 << 24:
-            raise broken(f"an offer of {geometry}")
+            raise protocol_broken(f"an offer of {geometry}")
         try:
             geometry.check()
         except ArgumentError as error:
-            raise broken(f"an offer of {geometry}") from error
+            raise protocol_broken(f"an offer of {geometry}") from error
         return cls(control, data, port, geometry)
 
 

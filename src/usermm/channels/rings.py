@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from usermm._core import Memory
-from usermm.errors import ArgumentError, ClosedError, GrantError, PeerGoneError
+from usermm._core import Memory, Message, MessageReceiver, MessageSender
+from usermm.errors import ArgumentError, PeerGoneError, protocol_broken
 from usermm.grants.files import PAGE_BYTES
 
 MOST_SLOTS = 64
@@ -43,17 +43,6 @@ DESCRIPTOR = struct.Struct("=IIQ16sI4x8Q")
 number of dimensions, 0, u64 for each of eight dimensions."""
 
 _WORD = 0xFFFFFFFF
-_TAG = 0x80000000  # no tag is 0, which is what a fresh page says
-_NO_SHAPE = (0,) * MOST_DIMENSIONS
-
-
-class ProtocolError(GrantError):
-    """The other side wrote what no honest side writes (EPROTO); the channel is of no use any more."""
-
-
-def broken(what: str) -> ProtocolError:
-    """The exception for a peer that wrote nonsense."""
-    return ProtocolError(errno.EPROTO, f"channel: the peer broke the protocol: {what}: close the channel")
 
 
 class Geometry(NamedTuple):
@@ -85,70 +74,25 @@ class Side:
     geometry: Geometry
 
 
-class Descriptor(NamedTuple):
-    """A message that was received: its numbers are checked, except the item type against the shape."""
-
-    slot: int
-    tag: int
-    length: int
-    item_type: bytes
-    shape: tuple[int, ...]
-
-
 class Outgoing:
     """The sender's end of one direction. What it knows of itself it keeps here: its pages are never read back."""
 
     def __init__(self, own: Side, theirs: Side, notify: Callable[[], None]) -> None:
-        self._own, self._control, self._peer = own, own.control, theirs.control
-        self._descriptors = memoryview(own.control)
-        self.data = memoryview(own.data)
-        self._notify = notify
-        self._out: list[int | None] = [None] * own.geometry.slots
-        self._loaned: set[int] = set()
-        self._is_closed = False
+        self._control, self._peer = own.control, theirs.control
+        self._stream_bytes = own.geometry.stream_pages * PAGE_BYTES
         self.slot_bytes = own.geometry.slot_pages * PAGE_BYTES
-        self._first = self._stream_bytes = own.geometry.stream_pages * PAGE_BYTES
-        self._messages = self._bytes = 0
-
-    def take_slot(self) -> int | None:
-        """A slot that nobody uses, the caller's until publish() or cancel(); None: all are out."""
-        for slot, tag in enumerate(self._out):
-            if (tag is None or self._peer.load(RETURNED + 4 * slot) == tag) and slot not in self._loaned:
-                self._out[slot] = None
-                self._loaned.add(slot)
-                return slot
-        return None
-
-    def slot(self, number: int, length: int) -> memoryview:
-        """Its first `length` bytes, writable."""
-        start = self._first + number * self.slot_bytes
-        return self.data[start : start + length]
-
-    def cancel(self, slot: int) -> None:
-        """It is free again."""
-        self._loaned.discard(slot)
-
-    def publish(self, slot: int, length: int, item_type: bytes = b"", shape: tuple[int, ...] = ()) -> int:
-        """The message is the receiver's; its number, from 1."""
-        if self._is_closed:
-            raise ClosedError(errno.EBADF, "send: the channel is closed: connect a new one")
-        number = self._messages + 1
-        tag = number & ~_TAG & _WORD | _TAG
-        place = DESCRIPTORS + self._messages % MOST_SLOTS * DESCRIPTOR_BYTES
-        sizes = shape + _NO_SHAPE[len(shape) :]
-        DESCRIPTOR.pack_into(self._descriptors, place, slot, tag, length, item_type, len(shape), *sizes)
-        self._out[slot] = tag
-        self._loaned.discard(slot)
-        self._messages = number
-        self._control.store(MESSAGES_SENT, number & _WORD)
-        self._wake(WANTS_MESSAGE)
-        return number
+        self.messages = MessageSender(
+            own.control, theirs.control, own.data, notify, own.geometry.slots, self._stream_bytes, self.slot_bytes
+        )
+        self._stream = memoryview(own.data)[: self._stream_bytes]
+        self._notify = notify
+        self._bytes = 0
 
     def room(self) -> int:
         """Bytes that fit into the stream now. Raises ProtocolError."""
         unread = (self._bytes - self._peer.load(BYTES_TAKEN)) & _WORD
         if unread > self._stream_bytes:
-            raise broken(f"it has taken bytes that were not sent ({unread} are left of {self._stream_bytes})")
+            raise protocol_broken(f"it has taken bytes that were not sent ({unread} are left of {self._stream_bytes})")
         return self._stream_bytes - unread
 
     def put(self, data: memoryview) -> int:
@@ -157,8 +101,8 @@ class Outgoing:
         if count:
             at = self._bytes % self._stream_bytes
             first = min(count, self._stream_bytes - at)
-            self.data[at : at + first] = data[:first]
-            self.data[: count - first] = data[first:count]
+            self._stream[at : at + first] = data[:first]
+            self._stream[: count - first] = data[first:count]
             self._bytes += count
             self._control.store(BYTES_SENT, self._bytes & _WORD)
             self._wake(WANTS_BYTES)
@@ -166,19 +110,13 @@ class Outgoing:
 
     def unconfirmed(self) -> tuple[int, int, int]:
         """(messages not taken, messages taken but not given back, bytes not taken), as far as the peer said."""
-        waiting = (self._messages - self._peer.load(MESSAGES_TAKEN)) & _WORD
-        out = sum(
-            tag is not None and self._peer.load(RETURNED + 4 * slot) != tag for slot, tag in enumerate(self._out)
-        )
-        waiting = min(waiting, out)
         unread = (self._bytes - self._peer.load(BYTES_TAKEN)) & _WORD
-        return waiting, out - waiting, min(unread, self._stream_bytes)
+        return *self.messages.unconfirmed(), min(unread, self._stream_bytes)
 
     def close(self) -> None:
         """Lets the memory go; slots on loan keep theirs."""
-        self._is_closed = True
-        self._descriptors.release()
-        self.data.release()
+        self.messages.close()
+        self._stream.release()
 
     def _wake(self, bit: int) -> None:
         self._control.fence()  # what was stored is seen before it is asked who sleeps
@@ -191,64 +129,23 @@ class Incoming:
 
     def __init__(self, own: Side, theirs: Side, notify: Callable[[], None]) -> None:
         self._control, self._peer, self._data = own.control, theirs.control, theirs.data
-        self._descriptors = memoryview(theirs.control)
-        self._view = memoryview(theirs.data)
         self._notify = notify
-        self._slots = theirs.geometry.slots
-        self._slot_bytes = theirs.geometry.slot_pages * PAGE_BYTES
-        self._first = self._stream_bytes = theirs.geometry.stream_pages * PAGE_BYTES
-        self._messages = self._bytes = 0
-        self._held: dict[int, int] = {}
-        self._closed = False
+        slots, slot_pages, stream_pages = theirs.geometry
+        self._stream_bytes = stream_pages * PAGE_BYTES
+        self.messages = MessageReceiver(
+            own.control, theirs.control, theirs.data, notify, slots, self._stream_bytes, slot_pages * PAGE_BYTES
+        )
+        self._bytes = 0
 
-    def is_there(self) -> bool:
-        """Whether a message waits, or nonsense; for spinning."""
-        return self._peer.load(MESSAGES_SENT) != self._messages & _WORD
-
-    def next(self) -> Descriptor | None:
-        """Takes the next message; the slot is held until give_back(). Raises ProtocolError."""
-        waiting = (self._peer.load(MESSAGES_SENT) - self._messages) & _WORD
-        if not waiting:
-            return None
-        if waiting > self._slots:
-            raise broken(f"{waiting} messages in {self._slots} slots")
-        place = DESCRIPTORS + self._messages % MOST_SLOTS * DESCRIPTOR_BYTES
-        slot, tag, length, item_type, dimensions, *sizes = DESCRIPTOR.unpack_from(self._descriptors, place)
-        if slot >= self._slots or length > self._slot_bytes or dimensions > MOST_DIMENSIONS:
-            raise broken(f"a message in slot {slot} of {length} bytes with {dimensions} dimensions")
-        if slot in self._held:
-            raise broken(f"a message in slot {slot}, which is still held")
-        self._held[slot] = tag
-        self._messages += 1
-        self._control.store(MESSAGES_TAKEN, self._messages & _WORD)
-        return Descriptor(slot, tag, length, item_type.rstrip(b"\0"), tuple(sizes[:dimensions]))
-
-    def view(self, message: Descriptor) -> memoryview:
-        """Its bytes where they are, read-only."""
-        start = self._first + message.slot * self._slot_bytes
-        return self._view[start : start + message.length]
-
-    def address(self, message: Descriptor) -> int:
-        """Of its first byte."""
-        return self._data.address + self._first + message.slot * self._slot_bytes
-
-    def copy(self, message: Descriptor) -> bytes:
+    def copy(self, message: Message) -> bytes:
         """A copy of its bytes. Raises PeerGoneError: the peer took the memory back."""
-        return self._read(self._first + message.slot * self._slot_bytes, message.length)
-
-    def give_back(self, slot: int) -> None:
-        """The sender may use it again. Takes no lock: a finaliser may call it wherever it comes."""
-        tag = self._held.pop(slot, None)
-        if tag is None or self._closed:
-            return
-        self._control.store(RETURNED + 4 * slot, tag)
-        self._wake(WANTS_SLOT)
+        return self._read(message.offset, len(message))
 
     def available(self) -> int:
         """Bytes that wait in the stream. Raises ProtocolError."""
         waiting = (self._peer.load(BYTES_SENT) - self._bytes) & _WORD
         if waiting > self._stream_bytes:
-            raise broken(f"{waiting} bytes in a stream of {self._stream_bytes}")
+            raise protocol_broken(f"{waiting} bytes in a stream of {self._stream_bytes}")
         return waiting
 
     def take(self, most: int) -> bytes:
@@ -268,9 +165,7 @@ class Incoming:
 
     def close(self) -> None:
         """Lets the memory go; what is held keeps it."""
-        self._closed = True
-        self._descriptors.release()
-        self._view.release()
+        self.messages.close()
 
     def _read(self, offset: int, length: int) -> bytes:
         try:

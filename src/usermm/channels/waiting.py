@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import NoReturn, Protocol, TypeVar
 
-from usermm._core import Memory
+from usermm._core import Memory, has_hung_up
 from usermm.channels.rings import WAITING
 from usermm.errors import ClosedError, DeviceError, PeerGoneError
 
 Got = TypeVar("Got")
 
-_SPINS = 1000  # about 100 us: longer than a peer takes that is awake, shorter than anybody notices
+_SPINS = 2500  # about 100 us: longer than a peer takes that is awake, shorter than anybody notices
 _SELDOM = 31  # waits without spinning, at most, after some in vain
 _HUNG_UP = select.POLLHUP | select.POLLRDHUP | select.POLLERR | select.POLLNVAL
 
@@ -48,9 +48,8 @@ class Sleeper:
     def __init__(self, port: Port, control: Memory) -> None:
         self._port, self._control = port, control
         self._descriptor = port.fileno()
-        self._poll = select.poll()
-        self._poll.register(self._descriptor, select.POLLRDHUP)
-        self._condition = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._wanted: list[int] = []
         self._leader = False
         self._events = 0
@@ -62,7 +61,7 @@ class Sleeper:
 
     def look(self) -> bool:
         """Whether the peer is gone; takes no event."""
-        if not self.gone and not self._leader and self._poll.poll(0):
+        if not self.gone and not self._leader and has_hung_up(self._descriptor):
             self.gone = True
         return self.gone
 
@@ -82,15 +81,16 @@ class Sleeper:
         self._want(bit)
         try:
             while True:
-                events, gone = self._events, self.look()
+                events, gone = self._events, self.gone
                 got = attempt()  # after both: what the peer did before it went is not lost
                 if got is not None:
                     return got
                 self._check(gone, call)
                 left_s = None if deadline is None else deadline - time.monotonic()
-                if left_s is not None and left_s <= 0:
+                if left_s is None or left_s > 0:
+                    self._sleep(events, left_s)  # for no time, if the peer is gone
+                elif not self.look():
                     raise TimeoutError(errno.ETIMEDOUT, f"{call}: nothing within {timeout} s: wait longer, or give up")
-                self._sleep(events, left_s)
         finally:
             self._want(-bit)
 
@@ -120,7 +120,7 @@ class Sleeper:
     def wake_all(self) -> None:
         """Whoever sleeps here looks again: this side was closed."""
         self.closed = True
-        with self._condition:
+        with self._lock:
             self._events += 1
             self._condition.notify_all()
         for future in list(self._futures):
@@ -152,7 +152,7 @@ class Sleeper:
 
     def _want(self, bit: int) -> None:
         """Says what is waited for, before one looks for the last time."""
-        with self._condition:
+        with self._lock:
             if bit > 0:
                 self._wanted.append(bit)
             else:
@@ -165,7 +165,7 @@ class Sleeper:
                 self._control.fence()
 
     def _sleep(self, events: int, left_s: float | None) -> None:
-        with self._condition:
+        with self._lock:
             if self._events != events:  # somebody took an event since we looked
                 return
             if self._leader:
@@ -182,7 +182,7 @@ class Sleeper:
             gone = self.gone
             raise
         finally:
-            with self._condition:
+            with self._lock:
                 self._leader = False
                 self._events += 1
                 self.gone = self.gone or gone

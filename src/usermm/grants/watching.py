@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -169,9 +170,9 @@ class WatchedMemory(Memory):
         self._unwatch(still_mapped=True)  # or the exchange would look like somebody's munmap
         self.detach(offset, length)
 
-    def __del__(self) -> None:
-        if self.closed and self._device is None:
-            return
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing() or (self.closed and self._device is None):
+            return  # the end of the process unmaps it, and modules that would be needed are gone
         try:
             self._close(wait=False)
         except BufferError:  # a view of it ends in the same collection: the memory is unmapped with both
