@@ -33,8 +33,7 @@ bool um_slots_parse(PyTypeObject *type, PyObject *args, PyObject *keywords, cons
                                      ret_notify, &ret_slots->count, &first, &bytes))
         return false;
     if (ret_slots->count < 1 || ret_slots->count > UM_MOST_SLOTS || first < 0 || bytes < 1 ||
-        __builtin_mul_overflow((Py_ssize_t)ret_slots->count, bytes, &end) ||
-        __builtin_add_overflow(end, first, &end)) {
+        __builtin_mul_overflow((Py_ssize_t)ret_slots->count, bytes, &end) || __builtin_add_overflow(end, first, &end)) {
         PyErr_Format(state->argument_error, "channel: %u slots of %zd bytes from %zd on", ret_slots->count, bytes,
                      first);
         return false;

@@ -83,7 +83,8 @@ struct um_sender {
     uint32_t tags[UM_MOST_SLOTS]; /* of the last message in a slot; 0: it was not sent, or is known to be back */
 };
 
-/* Hands over a slot that is on loan; its number from 1. NULL with an exception, and the loan goes on if it is closed. */
+/* Hands over a slot that is on loan; its number from 1. NULL with an exception, and the loan goes on if it is closed.
+ */
 PyObject *um_sender_publish(struct um_sender *self, struct um_descriptor *made);
 
 struct um_receiver {

@@ -73,8 +73,8 @@ static int get_buffer(PyObject *self, Py_buffer *view, int flags) {
         PyErr_SetString(PyExc_BufferError, "the message's memory is mapped in the parent process only");
         return -1;
     }
-    return PyBuffer_FillInfo(view, self, message->data->address + message->offset, (Py_ssize_t)message->descriptor.length, 1,
-                             flags);
+    return PyBuffer_FillInfo(view, self, message->data->address + message->offset,
+                             (Py_ssize_t)message->descriptor.length, 1, flags);
 }
 
 static PyObject *get_item_type(PyObject *self, void *closure) {
@@ -109,12 +109,8 @@ static PyGetSetDef properties[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_dealloc, dealloc},
-    {Py_tp_methods, methods},
-    {Py_tp_getset, properties},
-    {Py_bf_getbuffer, get_buffer},
-    {Py_sq_length, length_of},
-    {0, NULL},
+    {Py_tp_dealloc, dealloc},      {Py_tp_methods, methods},  {Py_tp_getset, properties},
+    {Py_bf_getbuffer, get_buffer}, {Py_sq_length, length_of}, {0, NULL},
 };
 
 PyType_Spec um_message_spec = {

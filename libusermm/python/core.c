@@ -111,8 +111,8 @@ static int fill(PyObject *module) {
     return device && slot && receiver && state->sender_type && state->message_type && state->protocol_broken &&
                    state->memory_type && state->grant_error && state->cache_type && state->limit_error &&
                    state->registration_type && state->owner_type && state->mmap_type && state->base_name &&
-                   state->device_error && state->cookie_error && state->argument_error &&
-                   state->argument_type_error && state->page_type && state->probe_name
+                   state->device_error && state->cookie_error && state->argument_error && state->argument_type_error &&
+                   state->page_type && state->probe_name
                ? 0
                : -1;
 }
