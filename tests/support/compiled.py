@@ -33,11 +33,24 @@ def shared_object(name: str, directory: Path) -> Path:
 
 def package_without(protection: str, directory: Path) -> Path:
     """The folder from which `usermm` is imported without the protection USERMM_WITHOUT_`protection`."""
-    package = directory / f"without_{protection.lower()}" / "usermm"
+    return package_with(directory / f"without_{protection.lower()}", f"-DUSERMM_WITHOUT_{protection}")
+
+
+def package_with(directory: Path, *options: str) -> Path:
+    """`directory`, where `usermm` is imported from with an extension that was compiled with these options."""
+    package = directory / "usermm"
     shutil.copytree(SOURCE / "usermm", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     sources = [*LIBRARY.glob("src/*.c"), *LIBRARY.glob("python/*.c")]
-    _compile(package / "_core.abi3.so", f"-DUSERMM_WITHOUT_{protection}", f"-I{LIBRARY / 'include'}", *sources)
-    return package.parent
+    _compile(package / "_core.abi3.so", *options, f"-I{LIBRARY / 'include'}", *sources)
+    return directory
+
+
+def run_time(sanitizer: str) -> Path | None:
+    """The shared library that a program must load first which loads what was compiled for `sanitizer`."""
+    name = {"address": "libasan.so", "undefined": "libubsan.so"}[sanitizer]
+    command = [COMPILER or "gcc", f"-print-file-name={name}"]
+    found = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    return found if found.is_absolute() else None
 
 
 def program(name: str, directory: Path, *flags: str) -> Path:
