@@ -14,6 +14,7 @@ from benchmarks import (
     check,
     fresh_grant,
     generation,
+    handover,
     hypervisor,
     machine,
     munmap,
@@ -38,6 +39,7 @@ NAMES = (
     "cache",
     "preload",
     "fresh_grant",
+    "handover",
     "hypervisor",
 )
 
@@ -91,6 +93,7 @@ def _benchmarks(programs: Programs) -> dict[str, Callable[[Effort], Result]]:
         "cache": lambda effort: cache.run(Calls(programs), effort),
         "preload": lambda effort: preload.run(programs, effort),
         "fresh_grant": fresh_grant.run,
+        "handover": handover.run,
         "hypervisor": hypervisor.run,
     }
 

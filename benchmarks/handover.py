@@ -64,7 +64,7 @@ class IceoryxWay:
         self._name = f"usermm-bench-{os.getpid()}-{size}"
 
     def _open(self, out: str, back: str) -> None:
-        import iceoryx2 as ice  # type: ignore[import-not-found] # an optional peer
+        import iceoryx2 as ice  # type: ignore[import-not-found,import-untyped,unused-ignore] # an optional peer
 
         ice.set_log_level(ice.LogLevel.Error)
         self._node = ice.NodeBuilder.new().create(ice.ServiceType.Ipc)

@@ -296,6 +296,9 @@ def buffer_range(buffer: object, /) -> tuple[int, int]:
 def track_registrations(*ignored: object) -> None:
     """Shows the registrations held now to the garbage collector, which need not see those of a moment: gc.callbacks."""
 
+def give_way() -> None:
+    """Lets others run on this core: sched_yield(2), without the interpreter's lock."""
+
 def has_hung_up(descriptor: int, /) -> bool:
     """Whether a socket's peer is gone (POLLRDHUP, POLLHUP, POLLERR), or the descriptor is closed."""
 

@@ -15,7 +15,7 @@ from support.available import needs_userfaultfd
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
     *("generation", "check", "munmap", "register", "notifications", "rcache", "cache", "preload", "fresh_grant"),
-    "hypervisor",
+    *("handover", "hypervisor"),
 ]
 MACHINE = {"cpu", "cores", "virtual", "kernel", "python", "compiler", "usermm", "load"}
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import select
 import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn, Protocol, TypeVar
 
-from usermm._core import Memory, has_hung_up
+from usermm._core import Memory, give_way, has_hung_up
 from usermm.channels.rings import WAITING
 from usermm.errors import ClosedError, DeviceError, PeerGoneError
 
 Got = TypeVar("Got")
 
-_SPINS = 2500  # about 100 us: longer than a peer takes that is awake, shorter than anybody notices
+_YIELDS, _LOOKS = 40, 50  # about 100 us: longer than a peer takes that is awake, shorter than anybody notices
 _SELDOM = 31  # waits without spinning, at most, after some in vain
 _HUNG_UP = select.POLLHUP | select.POLLRDHUP | select.POLLERR | select.POLLNVAL
 
@@ -55,7 +54,6 @@ class Sleeper:
         self._events = 0
         self._futures: set[asyncio.Future[None]] = set()
         self._vain = self._skip = 0
-        self._may_spin = len(os.sched_getaffinity(0)) > 1 or (os.cpu_count() or 1) > 1
         self.gone = False
         self.closed = False
 
@@ -73,7 +71,7 @@ class Sleeper:
         got = attempt()
         if got is not None:
             return got
-        if timeout != 0 and self._may_spin:
+        if timeout != 0:
             got = self._spin(attempt)
             if got is not None:
                 return got
@@ -141,11 +139,13 @@ class Sleeper:
         if self._skip:
             self._skip -= 1
             return None
-        for _ in range(_SPINS):
-            got = attempt()
-            if got is not None:
-                self._vain = 0
-                return got
+        for _ in range(_YIELDS):
+            give_way()  # a peer on the same core has to run first
+            for _ in range(_LOOKS):
+                got = attempt()
+                if got is not None:
+                    self._vain = 0
+                    return got
         self._vain = min(self._vain * 2 + 1, _SELDOM)
         self._skip = self._vain
         return None
