@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker, shared_memory
 
-from benchmarks.programs import BenchmarkError
 from usermm import Domain
 from usermm.measurement.harness import Effort, Figure, Result, Rounds, figures, interleave, ratios
+from usermm.measurement.hypervisor_process import hypervisor
 
 GRANT = "grant: allocate, write, map, read, unmap, return"
 SHARED_MEMORY = "multiprocessing.shared_memory: create, write, attach, read, close, unlink"
@@ -24,7 +21,6 @@ BAR = 0.6
 
 _PAGE_BYTES = 4096
 _CYCLES = 400
-_WAIT_SECONDS = 20
 _GRANT = struct.Struct("=II")
 _DOMID = struct.Struct("=I")
 
@@ -53,7 +49,7 @@ def run(effort: Effort) -> Result:
 
 
 def _measure(effort: Effort, cycles: int, core: int, other: int) -> dict[str, Rounds]:
-    with _hypervisor() as path, _receiver(path, other) as messages:
+    with hypervisor() as (path, _), _receiver(path, other) as messages:
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {core})
         try:
@@ -140,25 +136,3 @@ def _receiver(path: str, core: int) -> Iterator[socket.socket]:
     finally:
         mine.close()
         os.waitpid(child, 0)
-
-
-@contextmanager
-def _hypervisor() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="usermm-benchmark-") as folder:
-        path = os.path.join(folder, "hypervisor.sock")
-        command = [sys.executable, "-m", "usermm", "hypervisor", "--socket", path]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            _wait_for(path, process)
-            yield path
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _wait_for(path: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + _WAIT_SECONDS
-    while not os.path.exists(path):
-        if process.poll() is not None or time.monotonic() > end:
-            raise BenchmarkError(f"usermm hypervisor --socket {path}: it did not start")
-        time.sleep(0.01)

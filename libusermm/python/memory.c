@@ -1,5 +1,6 @@
 /* usermm._core.Memory: mapped pages of files as a buffer. Its methods are documented in _core.pyi. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stddef.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -33,7 +34,9 @@ static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
     result = um_pages_map(runs, count, total, prot, flags, inherit, &address);
     PyMem_Free(runs);
     if (result) {
-        um_memory_error((PyObject *)self, result, "mmap", "a run cannot be mapped: is it a file, and open for that?");
+        um_memory_error((PyObject *)self, result, "mmap",
+                        result == -ENOMEM ? "memory or mappings ran out: unmap some, or raise vm.max_map_count"
+                                          : "a run cannot be mapped: is it a file, and open for that?");
         Py_DECREF(self);
         return NULL;
     }

@@ -101,10 +101,6 @@ class QuotaError(GrantError):
     """A quota of the domain or a limit of the device is used up (ENOSPC, EDQUOT, ENOMEM); nothing was changed."""
 
 
-class RevokedError(GrantError):
-    """The grantor took the page back (EFAULT): what was mapped holds nothing any more."""
-
-
 class PeerGoneError(GrantError, BrokenPipeError):
     """The other domain ended or closed its side (EPIPE)."""
 
@@ -151,7 +147,6 @@ _GRANT_CLASSES: dict[int, type[DeviceError]] = {
     errno.ENOMEM: QuotaError,
     errno.EMFILE: LimitError,
     errno.ENFILE: LimitError,
-    errno.EFAULT: RevokedError,
     errno.EPIPE: PeerGoneError,
     errno.EAGAIN: ConflictError,
 }

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
-import pytest
+from conformance.subject import Subject
 
 PAGE = 4096
 PATIENCE_S = 10.0
@@ -98,22 +98,8 @@ class DomainDriver(abc.ABC):
         """The process ends at once, without closing anything itself."""
 
 
-class World(abc.ABC):
+class World(Subject):
     """Domains that can grant to each other."""
-
-    name: ClassVar[str]
-    cannot: ClassVar[dict[str, str]] = {}
-    """What it lacks by its nature: the words that a test gives to `needs`, and the reason for people."""
-
-    @classmethod
-    def unavailable(cls) -> str | None:
-        """Why it cannot run on this machine, or None."""
-        return None
-
-    def needs(self, ability: str) -> None:
-        """Skips the test that calls it if the world cannot do this by its nature."""
-        if ability in self.cannot:
-            pytest.skip(f"{self.name}: {self.cannot[ability]}")
 
     @abc.abstractmethod
     def make_domain(self, *, control: bool = False) -> DomainDriver:

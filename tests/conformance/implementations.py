@@ -13,9 +13,9 @@ import os
 import pathlib
 import select
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
-import pytest
+from conformance.subject import Subject
 
 from usermm.uapi import ummunotify
 
@@ -24,22 +24,8 @@ PAGE = 4096
 Child = Callable[["Implementation"], int]
 
 
-class Implementation(abc.ABC):
+class Implementation(Subject):
     """One process with its memory and the device to test. Devices are opened by `open` and closed by the tests."""
-
-    name: ClassVar[str]
-    cannot: ClassVar[dict[str, str]] = {}
-    """What it lacks by its nature: the words that a test gives to `needs`, and the reason for people."""
-
-    @classmethod
-    def unavailable(cls) -> str | None:
-        """Why it cannot run on this machine at all, or None."""
-        return None
-
-    def needs(self, ability: str) -> None:
-        """Skips the test that calls it if the implementation cannot do this by its nature."""
-        if ability in self.cannot:
-            pytest.skip(f"{self.name}: {self.cannot[ability]}")
 
     # The device
 

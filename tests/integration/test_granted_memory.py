@@ -14,7 +14,7 @@ import pytest
 from support.growth import check_no_growth
 from support.processes import in_child
 
-from usermm import ArgumentError, DeviceError, ForkedError, RevokedError, UsermmError
+from usermm import ArgumentError, DeviceError, ForkedError, GrantError, UsermmError
 from usermm._core import Memory
 from usermm.errors import ArgumentTypeError
 
@@ -93,10 +93,10 @@ def test_detaching_keeps_content_address_and_buffers(file: int) -> None:
         assert theirs[0] == 55
     os.ftruncate(file, 0)
     assert memory.read(PAGE, 2) == bytes([77, 1])
-    with pytest.raises(RevokedError) as caught:
+    with pytest.raises(GrantError) as caught:
         peer.read(PAGE, 2)
     assert caught.value.errno == errno.EFAULT
-    with pytest.raises(RevokedError):
+    with pytest.raises(GrantError):
         peer.write(0, b"x")
 
 

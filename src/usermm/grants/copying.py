@@ -1,7 +1,7 @@
 """GRANT_COPY: between granted pages and this process's memory, without mapping them.
 
-The bytes go by pread(2) and pwrite(2) on the extent's descriptor, so that a page which its grantor revoked is a status
-and not a SIGBUS.
+The bytes go by pread(2) and pwrite(2) on the extent's descriptor: the page need not be mapped, and what its grantor
+revoked reads as zeros.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from usermm.errors import DeviceError, grant_refused
+from usermm.errors import grant_refused
 from usermm.grants import user_memory
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.foreign import Foreign
@@ -43,7 +43,7 @@ def copy_segments(foreign: Foreign, segments: bytearray, call: str) -> None:
     """Carries out the segments in order and writes each one's status into it.
 
     Raises BadReferenceError (EINVAL) for a segment that is no copy between domains or crosses a page, before anything
-    is copied; RevokedError (EFAULT) for an address that is not this process's, where those before it are done.
+    is copied; GrantError (EFAULT) for an address that is not this process's, where those before it are done.
     """
     parsed = [_parse(fields, call) for fields in abi.SEGMENT.iter_unpack(segments)]
     with _Pages(foreign) as pages:
@@ -119,7 +119,7 @@ def _read(pages: _Pages, place: _Place, length: int, call: str) -> bytes:
         return user_memory.read(place.offset_or_address, length, call)
     descriptor, offset = pages.at(place, writable=False)
     data = os.pread(descriptor, length, offset)
-    if len(data) != length:  # revoked: the file ends before
+    if len(data) != length:  # no extent of ours ends before; another kind of file could
         raise _CopyError(GrantStatus.GENERAL_ERROR)
     return data
 
@@ -131,7 +131,5 @@ def _write(pages: _Pages, place: _Place, data: bytes, call: str) -> None:
     descriptor, offset = pages.at(place, writable=True)
     try:
         os.pwrite(descriptor, data, offset)
-    except DeviceError:
-        raise
     except OSError:
         raise _CopyError(GrantStatus.GENERAL_ERROR) from None

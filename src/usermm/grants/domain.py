@@ -21,11 +21,9 @@ from usermm.grants.session import Session
 from usermm.grants.store import Store
 from usermm.grants.watching import Watching
 from usermm.hypercalls import wire
+from usermm.hypercalls.addresses import ENVIRONMENT, SYSTEM_SOCKET, user_socket
 from usermm.hypercalls.wire import DOMID_ANY, DOMID_FIRST_RESERVED, Operation
 from usermm.uapi.xen_gntalloc import LIMIT_PAGES
-
-ENVIRONMENT = "USERMM_HYPERVISOR"
-SYSTEM_SOCKET = "/run/usermm/hypervisor.sock"
 
 Device = TypeVar("Device", Gntalloc, Gntdev, Evtchn, Store)
 
@@ -35,10 +33,8 @@ def default_socket() -> str:
     named = os.environ.get(ENVIRONMENT)
     if named:
         return named
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and not os.path.exists(SYSTEM_SOCKET):
-        return os.path.join(runtime, "usermm", "hypervisor.sock")
-    return SYSTEM_SOCKET
+    path = user_socket()
+    return SYSTEM_SOCKET if path is None or os.path.exists(SYSTEM_SOCKET) else path
 
 
 class Domain:

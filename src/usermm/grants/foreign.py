@@ -177,16 +177,17 @@ class Foreign:
         self, runs: list[tuple[int, int, int]], writable: bool, flags: int, done: int
     ) -> tuple[bytes, list[int]]:
         flags |= layouts.MAP_WRITABLE if writable else 0
+        at = done
         for domid, _, count in runs:
             if domid > _LAST_U16:  # the ABI has room for them, and nobody has such a number
                 text = f"map(domain {domid}): there is no such domain: its number comes from the one who grants"
-                raise Refusal(errno.EINVAL, GrantStatus.BAD_DOMAIN, done, text)
-            done += count
+                raise Refusal(errno.EINVAL, GrantStatus.BAD_DOMAIN, at, text)
+            at += count
         payload = layouts.MAP.pack(flags, 0, len(runs)) + b"".join(layouts.RUN.pack(*run) for run in runs)
         try:
             return self._session.request(Operation.MAP, payload)
         except Refusal as refusal:
-            refusal.index += done - sum(count for _, _, count in runs)
+            refusal.index += done
             raise
 
     def check_notification(self, offset_bytes: int, actions: int, port: int, call: str) -> None:

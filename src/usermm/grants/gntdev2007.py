@@ -103,8 +103,6 @@ class LocalGntdev2007(LocalFile, PackedGntdev2007):
                 self._slots.unmapped(mapped.first, mapped.count)
             if isinstance(error, Refusal):
                 raise _refused(error, first, call) from None
-            if isinstance(error, OSError) and not isinstance(error, DeviceError):
-                raise grant_refused(errno.ENOMEM, f"{call}: {error.strerror}: unmap or close something") from None
             raise
         mapped.memory = weakref.ref(memory)
         return memory

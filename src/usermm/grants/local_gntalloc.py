@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from usermm.errors import DeviceError, grant_refused
+from usermm.errors import grant_refused
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.grantor_pools import GrantorPools
 from usermm.grants.local_file import LocalFile, Requests
@@ -24,7 +24,7 @@ from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
 from usermm.grants.watching import WatchedMemory, Watching
 from usermm.hypercalls import grants as layouts
-from usermm.hypercalls.pools import PAGES
+from usermm.hypercalls.pools import page_of
 from usermm.hypercalls.wire import Operation
 from usermm.uapi import xen_gntalloc as abi
 
@@ -112,24 +112,19 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         EINVAL: not MAP_SHARED; ENOENT: an index that was not given out, or is deallocated.
         """
         self._check_usable("mmap")
-        call = f"gntalloc: mmap({length} bytes at {offset:#x})"
         pages = -(-length // PAGE_BYTES)  # as mmap(2) rounds
         if not flags & _mmap.MAP_SHARED or pages <= 0:
-            raise grant_refused(errno.EINVAL, f"{call}: map one page or more with MAP_SHARED")
-        with self._lock, contextlib.ExitStack() as unneeded:
+            text = f"gntalloc: mmap({length} bytes at {offset:#x}): map one page or more with MAP_SHARED"
+            raise grant_refused(errno.EINVAL, text)
+        with self._lock:
             parts = tuple(self._find(offset, pages, errno.ENOENT, "mmap"))
             pool = parts[0][0].pool
             if pool is not None and len(parts) == 1 and prot & _mmap.PROT_WRITE:
                 return self._part_of_pool(parts[0][0], pool, kind)
-            try:
+            with contextlib.ExitStack() as unneeded:
                 runs = [self._run(unneeded, *part) for part in parts]
                 memory = kind(runs, writable=bool(prot & _mmap.PROT_WRITE), shared=True, inherit=True)
                 inodes = frozenset(os.fstat(descriptor).st_ino for descriptor, _, _ in runs)
-            except DeviceError:
-                raise
-            except OSError as error:
-                text = f"{call}: {error.strerror}: unmap or close something"
-                raise grant_refused(error.errno or errno.ENOMEM, text) from None
             for allocated, page, many in parts:
                 for at in range(page, page + many):
                     allocated.users[at] += 1
@@ -185,27 +180,8 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         first = allocated.first_reference
         return allocated.first_page * PAGE_BYTES, range(first, first + count)
 
-    def allocate(
-        self, domid: int, flags: int, count: int, kind: type[GrantedPages]
-    ) -> tuple[GrantedPages, int, Sequence[int]]:
-        """ALLOC_GREF and mmap. A page of a pool is mapped already: it needs no system call."""
-        if count != 1:
-            return super().allocate(domid, flags, count, kind)
-        index, references = self.alloc_gref(domid, flags, 1)
-        allocated = self._pages[index // PAGE_BYTES]
-        if allocated.pool is None:
-            return self._map_new(index, kind), index, references
-        return self._part_of_pool(allocated, allocated.pool, kind), index, references
-
-    def _map_new(self, index: int, kind: type[GrantedPages]) -> GrantedPages:
-        try:
-            return self.mmap(PAGE_BYTES, _mmap.PROT_READ | _mmap.PROT_WRITE, _mmap.MAP_SHARED, index, kind)
-        except BaseException:
-            self.dealloc_gref(index, 1)
-            raise
-
     def _part_of_pool(self, allocated: _Allocated, pool: GrantorPool, kind: type[GrantedPages]) -> GrantedPages:
-        memory = kind.part(pool.memory, allocated.first_reference % PAGES * PAGE_BYTES, PAGE_BYTES)
+        memory = kind.part(pool.memory, page_of(allocated.first_reference) * PAGE_BYTES, PAGE_BYTES)
         with self._lock:
             allocated.users[0] += 1
         memory._file, memory._parts = self, ((allocated, 0, 1),)

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from usermm.errors import DeviceError, grant_refused
+from usermm.errors import grant_refused
 from usermm.grants import user_memory
 from usermm.grants.copying import copy_segments
 from usermm.grants.files import PAGE_BYTES, Reference
@@ -101,8 +101,6 @@ class LocalGntdev(LocalFile, PackedGntdev):
             memory = self._foreign.map(found.references, writable=writable, kind=kind)
         except Refusal as refusal:
             raise grant_refused(refusal.errno, f"{call}: {refusal.reason}") from None
-        except OSError as error:
-            raise _out_of(error, call) from None
         memory.map = found
         found.writable = writable
         found.memory = weakref.ref(memory)
@@ -119,9 +117,7 @@ class LocalGntdev(LocalFile, PackedGntdev):
 
     def _map_grant_ref(self, argument: bytearray | memoryview) -> None:
         count, _ = abi.MAP.unpack_from(argument)
-        if not 0 < count <= abi.MOST_GRANTS:
-            text = f"gntdev: MAP_GRANT_REF({count} references): pass 1 to {abi.MOST_GRANTS}"
-            raise grant_refused(errno.EINVAL, text)
+        _check_count(count)
         inline = memoryview(argument)[abi.MAP.size :]
         if len(inline) < count * abi.REFERENCE.size:
             text = f"gntdev: MAP_GRANT_REF({count} references): only {len(inline)} bytes of them came"
@@ -133,9 +129,7 @@ class LocalGntdev(LocalFile, PackedGntdev):
         """MAP_GRANT_REF. BadReferenceError (EINVAL): none, or more than 65536."""
         self._check_usable("MAP_GRANT_REF")
         count = len(references)
-        if not 0 < count <= abi.MOST_GRANTS:
-            text = f"gntdev: MAP_GRANT_REF({count} references): pass 1 to {abi.MOST_GRANTS}"
-            raise grant_refused(errno.EINVAL, text)
+        _check_count(count)
         with self._lock:
             first = self._next_page
             self._next_page += count
@@ -195,7 +189,7 @@ class LocalGntdev(LocalFile, PackedGntdev):
             user_memory.write(pointer, bytes(segments), call)
 
 
-def _out_of(error: OSError, call: str) -> DeviceError:
-    if isinstance(error, DeviceError):
-        return error
-    return grant_refused(error.errno or errno.ENOMEM, f"{call}: {error.strerror}: unmap or close something")
+def _check_count(count: int) -> None:
+    if not 0 < count <= abi.MOST_GRANTS:
+        text = f"gntdev: MAP_GRANT_REF({count} references): pass 1 to {abi.MOST_GRANTS}"
+        raise grant_refused(errno.EINVAL, text)

@@ -27,9 +27,8 @@ class GrantorPool:
 
     def __init__(self, first: int, descriptors: list[int], *, is_isolated: bool) -> None:
         with contextlib.ExitStack() as unneeded:
-            for descriptor in descriptors[1:]:
+            for descriptor in descriptors:
                 unneeded.callback(os.close, descriptor)
-            unneeded.callback(os.close, descriptors[0])
             self._table = _page(descriptors[1], writable=True)
             self._marks = _page(descriptors[2], writable=False)
             # A child keeps what its parent granted, as with the device of Xen.
@@ -61,8 +60,8 @@ class GrantorPool:
 
     def end(self, reference: int) -> None:
         """It is granted no longer; the page is granted again once nobody has it mapped."""
-        page = reference % PAGES
-        self._table.exchange(page * 4, 0)
+        page = page_of(reference)
+        self._table.exchange(page * WORD.size, 0)
         self.granted -= 1
         if self._uses[page] < USES:
             (self._waiting if self._is_mapped(page) else self._free).append(page)
@@ -100,7 +99,7 @@ class GrantorPool:
             (self._waiting if self._is_mapped(page) else self._free).append(page)
 
     def _is_mapped(self, page: int) -> bool:
-        return bool(self._marks.load(page * 4) or self._marks.load((HELD_WORDS + page) * 4))
+        return bool(self._marks.load(page * WORD.size) or self._marks.load((HELD_WORDS + page) * WORD.size))
 
 
 class GranteePool:
@@ -127,7 +126,7 @@ class GranteePool:
 
     def hold(self, reference: int) -> bool:
         """Marks its page as mapped once more, if the reference is granted."""
-        at = reference % PAGES * 4
+        at = page_of(reference) * WORD.size
         self._marks.add(at, 1)
         if self._table.load(at) == reference:
             return True
@@ -136,7 +135,7 @@ class GranteePool:
 
     def release(self, page: int) -> None:
         """One mapping of the page less."""
-        self._marks.add(page * 4, -1)
+        self._marks.add(page * WORD.size, -1)
 
     def mapping(self, *, writable: bool) -> PoolMapping:
         """All pages, mapped with this protection. Raises OSError (ENOMEM)."""

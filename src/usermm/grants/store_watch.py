@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import math
@@ -17,6 +16,7 @@ from typing import Self
 from usermm.errors import ClosedError, LimitError
 from usermm.hypercalls import store as layout
 from usermm.ummunotify.arguments import deadline_s
+from usermm.ummunotify.readiness import readable
 
 _LONGEST_POLL_MS = 1 << 30
 _LONGEST_EVENT_BYTES = layout.LONGEST_ABSOLUTE_BYTES + layout.LONGEST_TOKEN_BYTES + 2
@@ -92,7 +92,7 @@ class Watch:
             return
         try:
             while True:
-                await _readable(descriptor)
+                await readable(descriptor)
                 try:
                     path = self._take()  # one by one: what is not taken stays there when the iteration ends
                 except BlockingIOError:
@@ -136,18 +136,3 @@ class Watch:
         return LimitError(
             errno.EOVERFLOW, f"watch({self.path}): events were lost, nobody read: watch again, then read the tree anew"
         )
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(descriptor, wake)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)

@@ -17,7 +17,7 @@ class _Vector(ctypes.Structure):
 
 
 def read(address: int, length: int, call: str) -> bytes:
-    """`length` bytes at `address`. Raises RevokedError (EFAULT) in the name of `call`."""
+    """`length` bytes at `address`. Raises GrantError (EFAULT) in the name of `call`."""
     if length > _LARGE_BYTES:  # whatever a caller made up: there is no memory for it before it is known to be there
         _transfer(_libc.process_vm_readv, ctypes.create_string_buffer(1), address + length - 1, 1, call)
     data = ctypes.create_string_buffer(length)

@@ -84,6 +84,6 @@ class Extent:
         return self.grantee == domain.domid and self.grantee_uid in (None, domain.uid)
 
     def clear_byte(self, page: int, offset_bytes: int) -> None:
-        """The unmap notification's; a page that was revoked or truncated has no byte to clear."""
+        """The unmap notification's; of a page that was revoked it is a zero already, which nobody has any more."""
         with contextlib.suppress(OSError):
             os.pwrite(self.memfd, b"\0", page * PAGE_BYTES + offset_bytes)

@@ -9,11 +9,11 @@ import socket
 import stat
 
 from usermm.errors import UsermmError
+from usermm.hypercalls.addresses import ENVIRONMENT, SYSTEM_SOCKET, user_socket
 
 MODE = 0o666
 """Everybody may connect: who may be a domain is the policy's to say."""
 
-_SYSTEM = "/run/usermm/hypervisor.sock"
 _LONGEST_BYTES = 107  # sun_path (unix(7)), without its final null
 _DIRECTORY_MODE = 0o755
 
@@ -23,15 +23,15 @@ def default_path() -> str:
 
     Raises `UsermmError` where none of them is there.
     """
-    named = os.environ.get("USERMM_HYPERVISOR")
+    named = os.environ.get(ENVIRONMENT)
     if named:
         return named
-    if os.geteuid() == 0 or os.access(os.path.dirname(_SYSTEM), os.W_OK, effective_ids=True):
-        return _SYSTEM
-    directory = os.environ.get("XDG_RUNTIME_DIR")
-    if not directory:
+    if os.geteuid() == 0 or os.access(os.path.dirname(SYSTEM_SOCKET), os.W_OK, effective_ids=True):
+        return SYSTEM_SOCKET
+    path = user_socket()
+    if path is None:
         raise UsermmError("hypervisor: no XDG_RUNTIME_DIR is set: give --socket PATH")
-    return os.path.join(directory, "usermm", "hypervisor.sock")
+    return path
 
 
 def make_directory(path: str) -> None:

@@ -33,16 +33,10 @@ class Looks:
         for timer in self._timers:
             timer.cancel()
 
-    def look_on(self) -> None:
-        """Goes on with looks that were broken off, in a moment."""
-        if not self._is_looking_on and self._holding.is_looking:
-            self._is_looking_on = True
-            self._later(_PAUSE_SECONDS, self._look_on)
-
     def _closed(self) -> None:
         watches = self._holding.closings.take()
         self._holding.look(watches)
-        self.look_on()
+        self._go_on_soon()
         for delay in _AGAIN_SECONDS:
             waiting = self._again.get(delay)
             if waiting is None:
@@ -53,12 +47,18 @@ class Looks:
 
     def _look_again(self, delay: float) -> None:
         self._holding.look(self._again.pop(delay))
-        self.look_on()
+        self._go_on_soon()
+
+    def _go_on_soon(self) -> None:
+        """With looks that were broken off, if there are any."""
+        if not self._is_looking_on and self._holding.is_looking:
+            self._is_looking_on = True
+            self._later(_PAUSE_SECONDS, self._look_on)
 
     def _look_on(self) -> None:
         self._is_looking_on = False
         self._holding.look_on()
-        self.look_on()
+        self._go_on_soon()
 
     def _later(self, delay: float, call: Callable[..., None], *arguments: object) -> None:
         def run() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
-from usermm.hypercalls.pools import CLOSED_WORD, HELD_WORDS, WORD, page_of
+from usermm.hypercalls.pools import CLOSED_WORD, HELD_WORDS, PAGES, WORD, page_of
 from usermm.hypervisor import memfds
 
 
@@ -29,12 +29,12 @@ class Pool:
     def live(self) -> list[int]:
         """The references that are granted now, by the grantor's word."""
         words = memoryview(os.pread(self.table, HELD_WORDS, 0)).cast("I")
-        return [word for page, word in enumerate(words[:32]) if word and page_of(word) == page]
+        return [word for page, word in enumerate(words[:PAGES]) if word and page_of(word) == page]
 
     def mapped(self) -> int:
         """How many pages the grantee says it has mapped."""
         words = memoryview(os.pread(self.marks, HELD_WORDS, 0)).cast("I")
-        return sum(1 for word in words[:32] if word)
+        return sum(1 for word in words[:PAGES] if word)
 
     def end(self, reference: int) -> None:
         """It is granted no longer, if it was."""

@@ -72,7 +72,7 @@ class Server:
     async def run(self) -> None:
         """Until stop(); then every connection ends, and what domains have mapped stays theirs."""
         self._loop = loop = asyncio.get_running_loop()
-        self.store = Store(self._when_writable, self._forget_writable)
+        self.store = Store(loop.add_writer, loop.remove_writer)
         self._handlers = self._table()
         self._shares = Shares(loop)
         self._reserve = Reserve()
@@ -264,9 +264,3 @@ class Server:
 
     def _may_grant(self, domain: DomainRecord, grantee: int) -> bool:
         return self.policy.may_grant(domain, grantee)
-
-    def _when_writable(self, descriptor: int, callback: Callable[[], None]) -> None:
-        self._loop.add_writer(descriptor, callback)
-
-    def _forget_writable(self, descriptor: int) -> None:
-        self._loop.remove_writer(descriptor)

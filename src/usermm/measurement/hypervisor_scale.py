@@ -10,9 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import resource
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from usermm.grants.session import Session
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls import pools, wire
 from usermm.hypercalls.wire import Operation
+from usermm.measurement.hypervisor_process import hypervisor
 
 CALLS: Final = ("alloc", "map", "unmap", "release")
 DESCRIPTORS: Final = 1 << 18
@@ -93,16 +91,7 @@ class Scene:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         raise_limit()
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="usermm-", dir="/tmp"))
-        self.path = os.path.join(folder, "s")
-        policy = os.path.join(folder, "policy.toml")
-        with open(policy, "w", encoding="utf-8") as file:
-            file.write(_POLICY)
-        command = [sys.executable, "-m", "usermm", "hypervisor", "--socket", self.path, "--policy", policy]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self._stack.callback(self._end)
-        assert self._process.stderr is not None
-        self._process.stderr.readline()
+        self.path, self._pid = self._stack.enter_context(hypervisor(_POLICY))
         self.domains: list[Client] = []
         self.grants: list[int] = []
         self.memory = self.measure_memory()
@@ -130,7 +119,7 @@ class Scene:
 
     def measure_memory(self) -> Memory:
         """Of now."""
-        return Memory(_field(f"/proc/{self._process.pid}/status", "VmRSS"), _field("/proc/meminfo", "Slab"))
+        return Memory(_field(f"/proc/{self._pid}/status", "VmRSS"), _field("/proc/meminfo", "Slab"))
 
     def latencies_ns(self, pages: int, number: int) -> dict[str, list[int]]:
         """Of `number` cycles of a pair of domains of its own."""
@@ -147,7 +136,7 @@ class Scene:
 
     def cpu_s(self) -> float:
         """Of the hypervisor's process so far."""
-        with open(f"/proc/{self._process.pid}/stat", encoding="ascii") as file:
+        with open(f"/proc/{self._pid}/stat", encoding="ascii") as file:
             words = file.read().rpartition(")")[2].split()
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -156,12 +145,6 @@ class Scene:
         for descriptor in self.grants:
             os.close(descriptor)
         self._stack.close()
-
-    def _end(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
 
     def __enter__(self) -> Scene:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import functools
 import mmap as _mmap
@@ -19,6 +18,7 @@ from usermm.uapi import ummunot, ummunotify
 from usermm.ummunotify import memory
 from usermm.ummunotify.events import Event, Invalidation, Last
 from usermm.ummunotify.own_calls import MonitorName, OwnCalls
+from usermm.ummunotify.readiness import readable
 
 _EVENT = struct.Struct("=IIQQQ")  # struct ummunotify_event: type, flags, hint_start, hint_end, user_cookie_counter
 _MOST_BYTES = 4096
@@ -147,7 +147,7 @@ class Ummunotify(OwnCalls):
         try:
             descriptors = self._readiness()
             while True:
-                await _readable(descriptors[0])
+                await readable(descriptors[0])
                 # One by one: what is not taken stays in the queue when the iteration ends.
                 for fields in _EVENT.iter_unpack(self.read_within(0, _EVENT.size)):
                     yield _decode(*fields)
@@ -198,18 +198,3 @@ def _decode(kind: int, flags: int, start: int, end: int, cookie_or_counter: int)
     if kind == _LAST:
         return Last(cookie_or_counter)
     return Invalidation(cookie_or_counter, start, end, bool(flags & _FLAG_HINT))
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(descriptor, wake)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)

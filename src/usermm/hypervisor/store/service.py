@@ -30,7 +30,7 @@ class Store:
     """
 
     def __init__(
-        self, when_writable: Callable[[int, Callable[[], None]], None], forget: Callable[[int], None]
+        self, when_writable: Callable[[int, Callable[[], None]], object], forget: Callable[[int], object]
     ) -> None:
         tree, presence = Tree(), Presence()
         self._parts = requests.Parts(tree, presence, Transactions(tree, presence), Watches(when_writable, forget))

@@ -49,7 +49,7 @@ class Watches:
     """All of them. `when_writable` calls back until `forget` is called with the same descriptor."""
 
     def __init__(
-        self, when_writable: Callable[[int, Callable[[], None]], None], forget: Callable[[int], None]
+        self, when_writable: Callable[[int, Callable[[], None]], object], forget: Callable[[int], object]
     ) -> None:
         self._when_writable = when_writable
         self._forget = forget
