@@ -286,6 +286,18 @@ def test_notify_can_be_changed_and_taken_back(owner: Owner, user: User) -> None:
     assert owner.domain.peek(address + PAGE, 3) == b"abc"
 
 
+def test_a_map_has_one_notification_whichever_page_it_is_of(owner: Owner, user: User) -> None:
+    made, address = owner.share(user.domain.domid, [b"abc", b"def"], writable=True)
+    index = user.map_grant_ref(made.granted)
+    mapped = user.mmap(index, 2, READ_WRITE)
+    user.notify(index, CLEAR)
+    user.notify(index + PAGE + 1, CLEAR)
+    user.file.munmap(mapped)
+    user.unmap_grant_ref(index, 2)
+    assert eventually(lambda: owner.domain.peek(address + PAGE, 3) == b"d\0f")
+    assert owner.domain.peek(address, 3) == b"abc"
+
+
 def test_notify_when_the_domain_crashes(owner: Owner, user: User) -> None:
     """The reason why it exists: the other side learns of it."""
     pair = connect(owner.domain, user.domain)

@@ -107,7 +107,7 @@ class LocalGntdev(LocalFile, PackedGntdev):
         found.mapped_in = self._mapped
         self._mapped[found.first] = found
         if found.notification is not None:
-            self._notify(found)
+            self._notify(found, found.notification)
         return memory
 
     def close(self) -> None:
@@ -170,13 +170,15 @@ class LocalGntdev(LocalFile, PackedGntdev):
         if actions & abi.NOTIFY_CLEAR_BYTE and found.memory is not None and not found.writable:
             raise grant_refused(errno.EINVAL, f"{call}: CLEAR_BYTE on a read-only mapping: map it writable")
         self._foreign.check_notification(index % PAGE_BYTES, actions, port, call)
+        before = found.notification
         found.notification = _Notification(page - found.first, index % PAGE_BYTES, actions, port)
-        self._notify(found)
+        self._notify(found, found.notification)
+        if before is not None and before.page != found.notification.page:  # the hypervisor keeps one for each page
+            self._notify(found, _Notification(before.page, 0, 0, 0))
 
-    def _notify(self, found: _Map) -> None:
+    def _notify(self, found: _Map, wanted: _Notification) -> None:
         memory = found.memory() if found.memory is not None else None
-        wanted = found.notification
-        if memory is not None and memory.is_mapped and wanted is not None:
+        if memory is not None and memory.is_mapped:
             memory.notify_on_unmap(wanted.page, wanted.offset_bytes, wanted.actions, wanted.port)
 
     def _grant_copy(self, argument: bytearray | memoryview) -> None:
