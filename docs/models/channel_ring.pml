@@ -6,7 +6,7 @@
  *   sender    MessageSender.take_slot, MessageSlot.send; Sleeper.until: _want, look again, _sleep
  *   receiver  MessageReceiver.next, Message.release; the same Sleeper
  *   killer    the hypervisor's hang-up of the port of a side that died, at any moment
- * Stores are seen in order: the code has a fence between what it stores and what it asks (`um_link_wake`, `_want`).
+ * Stores are seen in order: the code has a fence between what it stores and what it asks (`um_end_wake`, `_want`).
  *
  * Without a protection (each must give an error):
  *   -DLOOKS_FIRST    says that it sleeps after it looked for the last time

@@ -39,66 +39,49 @@ static_assert(sizeof(struct um_descriptor) == 128 && sizeof(struct um_control) =
 PyObject *um_descriptor_item_type(const struct um_descriptor *descriptor);
 PyObject *um_descriptor_shape(const struct um_descriptor *descriptor);
 
-/* Both sides' control pages, kept mapped; NULL once closed. */
-struct um_link {
-    struct um_memory *own, *peer;
-    PyObject *notify; /* wakes the peer */
-};
-
-/* Takes hold of the memory. -1 with an exception: the memory is closed, too short, or its own is read-only. */
-int um_link_open(struct um_link *link, PyObject *own, PyObject *peer, PyObject *notify);
-void um_link_close(struct um_link *link);
-
-/* NULL with an exception: closed, or a forked parent's. */
-struct um_control *um_link_own(const struct um_link *link, const char *call);
-const struct um_control *um_link_peer(const struct um_link *link);
-
-/* After a store: an event for the peer if it sleeps for it. -1 with the exception of `notify`. */
-int um_link_wake(const struct um_link *link, uint32_t bit);
-
-/* A memory that nobody unmaps before um_memory_let_go. -1 with an exception when it has less than `length` bytes. */
-int um_memory_hold(struct um_memory *memory, size_t length);
-void um_memory_let_go(struct um_memory *memory);
-
-/* Where the slots of one direction are in its sender's data. */
-struct um_slots {
-    uint32_t count;
-    size_t first, bytes;
-};
-
-/* The constructor's arguments of both ends; `format` and `names` are PyArg_ParseTupleAndKeywords'. False with an
- * exception. */
-bool um_slots_parse(PyTypeObject *type, PyObject *args, PyObject *keywords, const char *format, char **names,
-                    PyObject **ret_own, PyObject **ret_peer, PyObject **ret_data, PyObject **ret_notify,
-                    struct um_slots *ret_slots);
-
-struct um_sender {
+/* What both ends of one direction have; the type of a receiver's, and the beginning of a sender's. */
+struct um_end {
     PyObject ob_base;
     const struct module_state *state;
-    struct um_link link;
-    struct um_memory *data; /* NULL once closed */
-    struct um_slots slots;
-    uint64_t messages;
-    uint64_t loaned;              /* bit n: slot n is on loan */
+    struct um_memory *own, *peer; /* control pages, kept mapped; NULL once closed, as the next */
+    struct um_memory *data;       /* the sender's: `slots` of `slot_bytes`, from byte `first` on */
+    PyObject *notify;             /* wakes the peer */
+    uint32_t slots;
+    size_t first, slot_bytes;
+    uint64_t messages; /* sent, or taken */
+    uint64_t busy;     /* bit n: slot n is on loan here, or a message in it was not given back */
+};
+
+static inline struct um_end *um_end_of(PyObject *self) {
+    return (struct um_end *)self;
+}
+
+/* The constructor, destructor and close() of both ends. */
+PyObject *um_end_new(PyTypeObject *type, PyObject *args, PyObject *keywords);
+void um_end_dealloc(PyObject *self);
+PyObject *um_end_close(PyObject *self, PyObject *unused);
+
+/* The control pages to write to, of an end that is not closed. NULL with an exception in a forked child. */
+struct um_control *um_end_control(const struct um_end *end, const char *call);
+const struct um_control *um_end_peer(const struct um_end *end);
+
+/* After a store: an event for the peer if it sleeps for it. -1 with the exception of `notify`. */
+int um_end_wake(const struct um_end *end, uint32_t bit);
+
+/* The slot's memory, kept mapped until um_memory_let_go. */
+struct um_memory *um_end_hold_data(const struct um_end *end, unsigned slot, size_t *ret_offset);
+void um_memory_let_go(struct um_memory *memory);
+
+struct um_sender {
+    struct um_end end;
     uint32_t tags[UM_MOST_SLOTS]; /* of the last message in a slot; 0: it was not sent, or is known to be back */
 };
 
-/* Hands over a slot that is on loan; its number from 1. NULL with an exception, and the loan goes on if it is closed.
- */
+/* Hands over a slot that is on loan; its number from 1. NULL with an exception. */
 PyObject *um_sender_publish(struct um_sender *self, struct um_descriptor *made);
 
-struct um_receiver {
-    PyObject ob_base;
-    const struct module_state *state;
-    struct um_link link;
-    struct um_memory *data; /* the peer's; NULL once closed */
-    struct um_slots slots;
-    uint64_t messages;
-    uint64_t held; /* bit n: a message in slot n was not given back */
-};
-
 /* A message whose descriptor was looked at; its slot is held. NULL with an exception. */
-PyObject *um_message_make(struct um_receiver *self, const struct um_descriptor *found);
+PyObject *um_message_make(struct um_end *receiver, const struct um_descriptor *found);
 
 extern PyType_Spec um_message_sender_spec, um_message_slot_spec, um_message_receiver_spec, um_message_spec;
 

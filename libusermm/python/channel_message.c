@@ -3,8 +3,8 @@
 
 struct message {
     PyObject ob_base;
-    struct um_receiver *receiver; /* NULL once given back */
-    struct um_memory *data;       /* stays mapped */
+    struct um_end *receiver; /* NULL once given back */
+    struct um_memory *data;  /* stays mapped */
     size_t offset;
     struct um_descriptor descriptor;
 };
@@ -13,35 +13,31 @@ static struct message *message_of(PyObject *self) {
     return (struct message *)self;
 }
 
-PyObject *um_message_make(struct um_receiver *self, const struct um_descriptor *found) {
-    PyTypeObject *type = (PyTypeObject *)self->state->message_type;
+PyObject *um_message_make(struct um_end *receiver, const struct um_descriptor *found) {
+    PyTypeObject *type = (PyTypeObject *)receiver->state->message_type;
     struct message *message = message_of(((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0));
     if (!message)
         return NULL;
-    message->receiver = self;
-    Py_INCREF((PyObject *)self);
-    message->data = self->data;
-    message->data->exports++;
-    Py_INCREF((PyObject *)message->data);
-    message->offset = self->slots.first + found->slot * self->slots.bytes;
+    message->data = um_end_hold_data(receiver, found->slot, &message->offset);
     message->descriptor = *found;
-    self->held |= UINT64_C(1) << found->slot;
+    message->receiver = um_end_of(Py_NewRef((PyObject *)receiver));
+    receiver->busy |= UINT64_C(1) << found->slot;
     return (PyObject *)message;
 }
 
 /* The slot is the sender's again; takes no lock, since it runs wherever the last view ends. -1 with an exception. */
 static int give_back(struct message *message) {
-    struct um_receiver *receiver = message->receiver;
+    struct um_end *receiver = message->receiver;
     int result = 0;
     if (!receiver)
         return 0;
     message->receiver = NULL;
-    receiver->held &= ~(UINT64_C(1) << message->descriptor.slot);
+    receiver->busy &= ~(UINT64_C(1) << message->descriptor.slot);
     if (receiver->data && !um_memory_is_of_parent(receiver->data)) {
-        struct um_control *own = um_link_own(&receiver->link, "release");
+        struct um_control *own = um_end_control(receiver, "release");
         if (own) {
             __atomic_store_n(&own->returned[message->descriptor.slot], message->descriptor.tag, __ATOMIC_RELEASE);
-            result = um_link_wake(&receiver->link, UM_WANTS_SLOT);
+            result = um_end_wake(receiver, UM_WANTS_SLOT);
         } else {
             result = -1;
         }

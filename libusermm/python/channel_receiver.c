@@ -6,46 +6,8 @@
 
 #include "channel.h"
 
-static struct um_receiver *receiver_of(PyObject *self) {
-    return (struct um_receiver *)self;
-}
-
-static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"own", "peer", "data", "notify", "slots", "first", "slot_bytes", NULL};
-    PyObject *own, *peer, *data, *notify;
-    struct um_slots slots;
-    if (!um_slots_parse(type, args, keywords, "O!O!O!OInn:MessageReceiver", names, &own, &peer, &data, &notify, &slots))
-        return NULL;
-    struct um_receiver *self = receiver_of(((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0));
-    if (!self)
-        return NULL;
-    self->state = um_state_of_type(type);
-    self->slots = slots;
-    if (um_link_open(&self->link, own, peer, notify) == 0 &&
-        um_memory_hold(um_memory_of(data), slots.first + slots.count * slots.bytes) == 0) {
-        self->data = um_memory_of(data);
-        return (PyObject *)self;
-    }
-    Py_DECREF(self);
-    return NULL;
-}
-
-static void close_now(struct um_receiver *self) {
-    struct um_memory *data = self->data;
-    self->data = NULL;
-    um_memory_let_go(data);
-    um_link_close(&self->link);
-}
-
-static void dealloc(PyObject *self) {
-    PyTypeObject *type = Py_TYPE(self);
-    close_now(receiver_of(self));
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-    Py_DECREF(type);
-}
-
 /* Always NULL. */
-static PyObject *broken(const struct um_receiver *self, const char *format, ...) {
+static PyObject *broken(const struct um_end *self, const char *format, ...) {
     va_list values;
     va_start(values, format);
     PyObject *what = PyUnicode_FromFormatV(format, values);
@@ -59,13 +21,13 @@ static PyObject *broken(const struct um_receiver *self, const char *format, ...)
 }
 
 /* A copy of the next descriptor, as it is there: 1, 0 for none, -1 with an exception. */
-static int look(const struct um_receiver *self, struct um_descriptor *ret_descriptor) {
-    const struct um_control *peer = um_link_peer(&self->link);
+static int look(const struct um_end *self, struct um_descriptor *ret_descriptor) {
+    const struct um_control *peer = um_end_peer(self);
     uint32_t waiting = __atomic_load_n(&peer->messages_sent, __ATOMIC_ACQUIRE) - (uint32_t)self->messages;
     if (waiting == 0)
         return 0;
-    if (waiting > self->slots.count) {
-        broken(self, "%u messages in %u slots", waiting, self->slots.count);
+    if (waiting > self->slots) {
+        broken(self, "%u messages in %u slots", waiting, self->slots);
         return -1;
     }
     memcpy(ret_descriptor, &peer->descriptors[self->messages % UM_MOST_SLOTS], sizeof *ret_descriptor);
@@ -73,11 +35,11 @@ static int look(const struct um_receiver *self, struct um_descriptor *ret_descri
     return 1;
 }
 
-static bool is_sane(const struct um_receiver *self, const struct um_descriptor *found) {
-    if (found->slot >= self->slots.count || found->length > self->slots.bytes || found->dimensions > UM_MOST_DIMENSIONS)
+static bool is_sane(const struct um_end *self, const struct um_descriptor *found) {
+    if (found->slot >= self->slots || found->length > self->slot_bytes || found->dimensions > UM_MOST_DIMENSIONS)
         broken(self, "a message in slot %u of %llu bytes with %u dimensions", found->slot,
                (unsigned long long)found->length, found->dimensions);
-    else if (self->held >> found->slot & 1)
+    else if (self->busy >> found->slot & 1)
         broken(self, "a message in slot %u, which is still held", found->slot);
     else
         return true;
@@ -85,12 +47,12 @@ static bool is_sane(const struct um_receiver *self, const struct um_descriptor *
 }
 
 static PyObject *next(PyObject *object, PyObject *unused) {
-    struct um_receiver *self = receiver_of(object);
+    struct um_end *self = um_end_of(object);
     struct um_descriptor found;
     (void)unused;
     if (!self->data)
         Py_RETURN_NONE; /* closed: whoever waits looks at that himself */
-    struct um_control *own = um_link_own(&self->link, "receive");
+    struct um_control *own = um_end_control(self, "receive");
     if (!own)
         return NULL;
     int there = look(self, &found);
@@ -104,28 +66,22 @@ static PyObject *next(PyObject *object, PyObject *unused) {
     return message;
 }
 
-static PyObject *close_receiver(PyObject *self, PyObject *unused) {
-    (void)unused;
-    close_now(receiver_of(self));
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef receiver_methods[] = {
+static PyMethodDef methods[] = {
     {"next", next, METH_NOARGS, "next($self, /)\n--\n\nTakes the next message, or None."},
-    {"close", close_receiver, METH_NOARGS, "close($self, /)\n--\n\nLets the memory go; what is held keeps it."},
+    {"close", um_end_close, METH_NOARGS, "close($self, /)\n--\n\nLets the memory go; what is held keeps it."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot receiver_slots[] = {
-    {Py_tp_new, new},
-    {Py_tp_dealloc, dealloc},
-    {Py_tp_methods, receiver_methods},
+static PyType_Slot slots[] = {
+    {Py_tp_new, um_end_new},
+    {Py_tp_dealloc, um_end_dealloc},
+    {Py_tp_methods, methods},
     {0, NULL},
 };
 
 PyType_Spec um_message_receiver_spec = {
     .name = "usermm._core.MessageReceiver",
-    .basicsize = sizeof(struct um_receiver),
+    .basicsize = sizeof(struct um_end),
     .flags = Py_TPFLAGS_DEFAULT,
-    .slots = receiver_slots,
+    .slots = slots,
 };

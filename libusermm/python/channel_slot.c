@@ -23,10 +23,10 @@ static bool describe(struct um_descriptor *descriptor, const struct um_sender *s
     Py_ssize_t type_length, dimensions = PyTuple_Size(shape);
     if (PyBytes_AsStringAndSize(item_type, &type, &type_length))
         return false;
-    if (number >= sender->slots.count || !(sender->loaned >> number & 1) || length < 0 ||
-        (size_t)length > sender->slots.bytes || (size_t)type_length > sizeof descriptor->item_type ||
+    if (number >= sender->end.slots || !(sender->end.busy >> number & 1) || length < 0 ||
+        (size_t)length > sender->end.slot_bytes || (size_t)type_length > sizeof descriptor->item_type ||
         dimensions > UM_MOST_DIMENSIONS) {
-        PyErr_Format(sender->state->argument_error,
+        PyErr_Format(sender->end.state->argument_error,
                      "loan: slot %u, which take_slot gave, with %zd bytes, a type of %zd bytes, %zd dimensions", number,
                      length, type_length, dimensions);
         return false;
@@ -50,17 +50,14 @@ static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
                                       &number, &length, &PyBytes_Type, &item_type, &PyTuple_Type, &shape))
         return NULL;
     struct um_sender *sender = (struct um_sender *)object;
-    if (!sender->data)
+    if (!sender->end.data)
         return PyErr_Format(state->argument_error, "loan: the channel is closed");
     if (!describe(&made, sender, number, length, item_type, shape))
         return NULL;
     struct slot *self = slot_of(((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0));
     if (!self)
         return NULL;
-    self->data = sender->data;
-    self->data->exports++;
-    Py_INCREF((PyObject *)self->data);
-    self->offset = sender->slots.first + number * sender->slots.bytes;
+    self->data = um_end_hold_data(&sender->end, number, &self->offset);
     self->descriptor = made;
     self->sender = (struct um_sender *)Py_NewRef(object);
     return (PyObject *)self;
@@ -70,7 +67,7 @@ static void cancel_now(struct slot *self) {
     struct um_sender *sender = self->sender;
     self->sender = NULL;
     if (sender) {
-        sender->loaned &= ~(UINT64_C(1) << self->descriptor.slot);
+        sender->end.busy &= ~(UINT64_C(1) << self->descriptor.slot);
         Py_DECREF((PyObject *)sender);
     }
 }
