@@ -3,6 +3,7 @@
 #   make check     style, types and the C tests; SANITIZE=address|undefined|thread for the C tests under a sanitizer
 #   make stress    the long ones: millions of races, every call failing once, hours of Hypothesis if asked
 #   make models    the protocols in spin (Debian package spin)
+#   make xen       the conformance list of the grant devices on a real Xen under QEMU: lab/xen/README.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +38,10 @@ stress: $(VENV)/.built
 models:
 	$(MAKE) -C docs/models
 
+xen: $(VENV)/.built
+	sh lab/xen/build.sh build/xen
+	sh lab/xen/run.sh build/xen
+
 build: $(VENV)/.built
 
 # The environment first names what Debian must bring, since pip's own messages bury it.
@@ -59,4 +64,4 @@ clean:
 	$(MAKE) -C libusermm clean
 	rm -rf build dist $(VENV) src/usermm/*.so src/usermm/lib src/usermm/include src/usermm/share src/*.egg-info
 
-.PHONY: demo test bench check stress models build clean
+.PHONY: demo test bench check stress models xen build clean

@@ -77,4 +77,5 @@ def user(world: World, owner: Owner) -> User:  # noqa: ARG001 - the owner's numb
 @pytest.fixture
 def user2007(world: World, owner: Owner) -> User2007:  # noqa: ARG001
     """Another domain, with a gntdev file of 2007."""
+    world.needs("the personality of 2007")
     return User2007(world.make_domain())

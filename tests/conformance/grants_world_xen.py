@@ -14,7 +14,15 @@ from usermm.uapi import xen_gntdev
 @listed
 class XenWorld(World):
     name: ClassVar = "xen"
-    cannot: ClassVar = {"the peer's end is an event": "Xen unbinds the other end silently"}
+    cannot: ClassVar = {
+        "the peer's end is an event": "Xen unbinds the other end silently",
+        "several domains": "this domain is the only one, and grants to itself",
+        "ports from 1": "the kernel's own ports come first",
+        "references are not used twice": "Linux gives the number of a grant that ended to the next one",
+        "closing ends what is not mapped": "a mapping keeps the driver's file open, and with it all that it granted",
+        "unbinding takes an event along": "the driver has put it into the file's ring",
+        "the personality of 2007": "the kernel has the driver of today",
+    }
     unused_domid = 0x7FEF
 
     @classmethod

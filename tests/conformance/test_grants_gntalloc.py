@@ -175,8 +175,9 @@ def test_dealloc_while_mapped_here(owner: Owner, user: User) -> None:
     assert errno_of(owner.map, made.index) == "ENOENT"
 
 
-def test_references_are_not_used_twice(owner: Owner, user: User) -> None:
+def test_references_are_not_used_twice(world: World, owner: Owner, user: User) -> None:
     """A stale reference never leads to somebody's new page."""
+    world.needs("references are not used twice")
     seen: set[int] = set()
     for _ in range(20):
         made = owner.alloc(user.domain.domid, 3)
@@ -185,7 +186,8 @@ def test_references_are_not_used_twice(owner: Owner, user: User) -> None:
         owner.dealloc(made.index, 3)
 
 
-def test_closing_the_file_deallocates(owner: Owner, user: User) -> None:
+def test_closing_the_file_deallocates(world: World, owner: Owner, user: User) -> None:
+    world.needs("closing ends what is not mapped")
     made, address = owner.share(user.domain.domid, [b"data"])
     other = owner.alloc(user.domain.domid)
     mapped = user.map(made.granted)

@@ -282,6 +282,7 @@ def test_a_mapping_outlives_the_closing_of_its_file(owner: Owner, user2007: User
 
 def test_exit_unmaps(world: World, owner: Owner) -> None:
     """What a domain mapped when it ended is free for the owner: its pages can be allocated anew."""
+    world.needs("the personality of 2007")
     user = User2007(world.make_domain())
     made, _ = owner.share(user.domain.domid, [b""] * 128)
     user.mmap(user.take(made.granted), 128)

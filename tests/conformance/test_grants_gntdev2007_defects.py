@@ -193,6 +193,7 @@ def test_a_file_is_shared_by_threads_and_over_fork(user2007: User2007) -> None:
 def test_opens_are_limited(world: World) -> None:
     """Anybody could open the device without end, and with each open went kernel memory. EMFILE; a closed one makes
     room."""
+    world.needs("the personality of 2007")
     domain = world.make_domain()
     files = []
     while errno_of(lambda: files.append(domain.open("gntdev", "seed2007"))) == "success":
@@ -221,6 +222,7 @@ def test_bad_calls_are_not_logged(
 
 def test_exit_is_no_leak(world: World, owner: Owner) -> None:
     """All of it at once: a domain that ends in the middle of everything leaves the owner whole."""
+    world.needs("the personality of 2007")
     user = User2007(world.make_domain())
     made, _ = owner.share(user.domain.domid, [b""] * 4)
     slot = user.take([*made.granted, *made.granted])

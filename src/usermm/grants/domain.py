@@ -57,7 +57,9 @@ class Domain:
         $XDG_RUNTIME_DIR/usermm/hypervisor.sock.
 
         `domid` and `name` are asked for; the policy decides. `backend` "xen" takes the devices of a real Xen, "auto"
-        does so where they are and no socket is named. `limit`: pages of all gntalloc files (the driver's parameter).
+        does so where they are and no socket is named; there `domid` is what this guest knows of itself (`xenstore-read
+        domid`), and `Domain.domid` -1 without it, except in dom0. `limit`: pages of all gntalloc files (the driver's
+        parameter).
 
         Raises HypervisorGoneError (ECONNREFUSED, ENOENT) when none listens; PermissionDeniedError (EACCES) and
         QuotaError (ENOSPC) when the policy says no; GrantError (EBUSY) when somebody has that domid or name;
@@ -75,7 +77,7 @@ class Domain:
         self._opened: dict[str, Gntalloc | Gntdev | Evtchn | Store] = {}
         self._session: Session | None = None
         if self.backend == "xen":
-            self.domid, self.name = _xen_domid(), name or ""
+            self.domid, self.name = _xen_domid() if domid is None else domid, name or ""
             return
         self._session = Session(socket or default_socket())
         try:

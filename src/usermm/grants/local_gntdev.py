@@ -140,10 +140,10 @@ class LocalGntdev(LocalFile, PackedGntdev):
         self.unmap_grant_ref(*abi.UNMAP.unpack_from(argument))
 
     def unmap_grant_ref(self, index: int, count: int) -> None:
-        """UNMAP_GRANT_REF. BadReferenceError (ENOENT)."""
+        """UNMAP_GRANT_REF; `count` 0 is any. BadReferenceError (ENOENT)."""
         self._check_usable("UNMAP_GRANT_REF")
         found = self._maps.get(index // PAGE_BYTES)
-        if found is None or index % PAGE_BYTES or found.count != count:
+        if found is None or (count and found.count != count):
             text = f"gntdev: UNMAP_GRANT_REF(index {index:#x}, {count} pages): no MAP_GRANT_REF gave these together"
             raise grant_refused(errno.ENOENT, text)
         del self._maps[found.first]

@@ -11,7 +11,9 @@ from typing import Any
 from usermm._core import Memory
 from usermm.errors import UnavailableError, grant_refused
 from usermm.grants.packed import PackedGntalloc, PackedGntdev
+from usermm.uapi import xen_gntalloc, xen_gntdev
 
+_SIZE_SHIFT, _SIZE_MASK = 16, 0x3FFF  # of the argument, in a request's number (asm-generic/ioctl.h)
 _MODULES = {"gntdev": "xen-gntdev", "gntalloc": "xen-gntalloc", "evtchn": "xen-evtchn"}
 
 
@@ -32,7 +34,11 @@ class XenFile:
             raise UnavailableError(error.errno or errno.EIO, f"open({path}): {_cure(error, name)}") from None
 
     def ioctl(self, request: int, argument: bytearray | memoryview) -> int:
-        """ioctl(2)."""
+        """ioctl(2). GrantError (EFAULT): the driver would read or write beyond the end of `argument`."""
+        needed = self._needed(request, argument)
+        if len(argument) < needed:
+            text = f"{self._name}: ioctl({request:#x}): it takes {needed} bytes, and {len(argument)} came"
+            raise grant_refused(errno.EFAULT, text)
         try:
             return int(fcntl.ioctl(self._fileno(), request, argument, True))
         except OSError as error:
@@ -76,6 +82,9 @@ class XenFile:
         if descriptor >= 0:
             os.close(descriptor)
 
+    def _needed(self, request: int, argument: bytearray | memoryview) -> int:  # noqa: ARG002 - of some it depends
+        return request >> _SIZE_SHIFT & _SIZE_MASK
+
     def _fileno(self) -> int:
         if self._descriptor < 0:
             raise grant_refused(errno.EBADF, f"{self._name}: the file is closed: open a new one")
@@ -88,9 +97,23 @@ class XenFile:
 class XenGntalloc(XenFile, PackedGntalloc):
     """An open /dev/xen/gntalloc."""
 
+    def _needed(self, request: int, argument: bytearray | memoryview) -> int:
+        layout = xen_gntalloc.ALLOC
+        if request != xen_gntalloc.ALLOC_GREF or len(argument) < layout.size:
+            return super()._needed(request, argument)
+        references: int = layout.unpack_from(argument)[2] * xen_gntalloc.REFERENCE.size
+        return max(super()._needed(request, argument), layout.size + references)
+
 
 class XenGntdev(XenFile, PackedGntdev):
     """An open /dev/xen/gntdev."""
+
+    def _needed(self, request: int, argument: bytearray | memoryview) -> int:
+        layout = xen_gntdev.MAP
+        if request != xen_gntdev.MAP_GRANT_REF or len(argument) < layout.size:
+            return super()._needed(request, argument)
+        references: int = layout.unpack_from(argument)[0] * xen_gntdev.REFERENCE.size
+        return max(super()._needed(request, argument), layout.size + references)
 
 
 def _cure(error: OSError, name: str) -> str:

@@ -73,8 +73,12 @@ class ModelGntdev:
         uapi.MAP.pack_into(argument, 0, count, made.index)
 
     def _unmap_grant_ref(self, index: int, count: int) -> None:
-        """Takes the map off the list; what is mapped stays mapped. ENOENT: not exactly one MAP_GRANT_REF's."""
-        found = self._find(index, count)
+        """Takes the map off the list; what is mapped stays mapped. ENOENT: not exactly one MAP_GRANT_REF's.
+
+        Of the index the page counts; `count` 0 is any.
+        """
+        start = index - index % PAGE_BYTES
+        found = next((each for each in self._maps if each.index == start and count in (0, len(each.references))), None)
         if found is None:
             raise grant_refused(errno.ENOENT, f"UNMAP_GRANT_REF({index:#x}, {count}): not what a MAP_GRANT_REF made")
         self._maps.remove(found)
