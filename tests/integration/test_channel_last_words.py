@@ -9,7 +9,7 @@ import pytest
 from support.channels import WAIT_S, joined
 
 import usermm
-from usermm.channels.rings import WANTS_MESSAGE
+from usermm.channels.rings import WANTS_BYTES, WANTS_MESSAGE
 from usermm.errors import ClosedError, PeerGoneError
 
 
@@ -67,3 +67,22 @@ def test_a_loan_outlives_its_channel_and_cannot_be_sent(ends: tuple[usermm.Chann
     with pytest.raises(ClosedError):
         slot.send()
     other.cancel()
+
+
+def closing(here: usermm.Channel) -> Callable[[], bytes | None]:
+    """Looks at the stream just when another thread has closed the channel."""
+
+    def attempt() -> bytes | None:
+        here.close()
+        return here._in.take(1) or None
+
+    return attempt
+
+
+def test_a_channel_that_is_closed_while_somebody_looks(ends: tuple[usermm.Channel, usermm.Channel]) -> None:
+    """It answered that memory is unmapped."""
+    here, there = ends
+    with pytest.raises(ClosedError):
+        here._sleeper.until(closing(here), WANTS_BYTES, WAIT_S, "receive")
+    with pytest.raises(ClosedError):
+        asyncio.run(there._sleeper.until_async(closing(there), WANTS_BYTES, "receive"))

@@ -17,6 +17,7 @@ WHAT = (
     "integration/test_channel.py",
     "integration/test_channel_last_words.py",
     "integration/test_channel_asyncio.py",
+    "stress/test_channel_threads.py",
 )
 # Of the interpreter nothing is freed at exit; some tests want the SIGSEGV and SIGBUS themselves.
 ASAN = "detect_leaks=0:handle_segv=0:handle_sigbus=0"

@@ -68,52 +68,22 @@ class Sleeper:
 
         Raises PeerGoneError at once when the peer ends, ClosedError when this side is closed, TimeoutError.
         """
-        got = attempt()
-        if got is not None:
-            return got
-        if timeout != 0:
-            got = self._spin(attempt)
-            if got is not None:
-                return got
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._want(bit)
         try:
-            while True:
-                events, gone = self._events, self.gone
-                got = attempt()  # after both: what the peer did before it went is not lost
-                if got is not None:
-                    return got
-                self._check(gone, call)
-                left_s = None if deadline is None else deadline - time.monotonic()
-                if left_s is None or left_s > 0:
-                    self._sleep(events, left_s)  # for no time, if the peer is gone
-                elif not self.look():
-                    raise TimeoutError(errno.ETIMEDOUT, f"{call}: nothing within {timeout} s: wait longer, or give up")
-        finally:
-            self._want(-bit)
+            got = attempt()
+            if got is None and timeout != 0:
+                got = self._spin(attempt)
+            return self._wait(attempt, bit, timeout, call) if got is None else got
+        except ValueError:  # of memory that close() has unmapped, maybe in another thread
+            self._check(False, call)
+            raise
 
     async def until_async(self, attempt: Callable[[], Got | None], bit: int, call: str) -> Got:
         """As `until`, under asyncio; asyncio.timeout() limits it."""
-        self._want(bit)
         try:
-            while True:
-                future = asyncio.get_running_loop().create_future()
-                if not self._futures and not self.look():
-                    asyncio.get_running_loop().add_reader(self._descriptor, self._event)
-                self._futures.add(future)
-                try:
-                    gone = self.look()
-                    got = attempt()
-                    if got is not None:
-                        return got
-                    self._check(gone, call)
-                    await future
-                finally:
-                    self._futures.discard(future)
-                    if not self._futures:
-                        asyncio.get_running_loop().remove_reader(self._descriptor)
-        finally:
-            self._want(-bit)
+            return await self._wait_async(attempt, bit, call)
+        except ValueError:
+            self._check(False, call)
+            raise
 
     def wake_all(self) -> None:
         """Whoever sleeps here looks again: this side was closed."""
@@ -133,6 +103,47 @@ class Sleeper:
     def refuse(self, call: str) -> NoReturn:
         """Raises PeerGoneError."""
         raise PeerGoneError(errno.EPIPE, f"{call}: the peer is gone: reconnect, or accept a new one")
+
+    def _wait(self, attempt: Callable[[], Got | None], bit: int, timeout: float | None, call: str) -> Got:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._want(bit)
+        try:
+            while True:
+                events, gone = self._events, self.gone
+                got = attempt()  # after both: what the peer did before it went is not lost
+                if got is not None:
+                    return got
+                self._check(gone, call)
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if left_s is None or left_s > 0:
+                    self._sleep(events, left_s)  # for no time, if the peer is gone
+                elif not self.look():
+                    raise TimeoutError(errno.ETIMEDOUT, f"{call}: nothing within {timeout} s: wait longer, or give up")
+        finally:
+            self._want(-bit)
+
+    async def _wait_async(self, attempt: Callable[[], Got | None], bit: int, call: str) -> Got:
+        loop = asyncio.get_running_loop()
+        self._want(bit)
+        try:
+            while True:
+                future = loop.create_future()
+                if not self._futures and not self.look():
+                    loop.add_reader(self._descriptor, self._event)
+                self._futures.add(future)
+                try:
+                    gone = self.look()
+                    got = attempt()
+                    if got is not None:
+                        return got
+                    self._check(gone, call)
+                    await future
+                finally:
+                    self._futures.discard(future)
+                    if not self._futures:
+                        loop.remove_reader(self._descriptor)
+        finally:
+            self._want(-bit)
 
     def _spin(self, attempt: Callable[[], Got | None]) -> Got | None:
         """Looks again for a moment, if that was of use lately."""
