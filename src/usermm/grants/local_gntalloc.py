@@ -117,10 +117,11 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
             text = f"gntalloc: mmap({length} bytes at {offset:#x}): map one page or more with MAP_SHARED"
             raise grant_refused(errno.EINVAL, text)
         with self._lock:
+            page, misplaced = divmod(offset, PAGE_BYTES)
+            one = self._pages.get(page) if pages == 1 and prot & _mmap.PROT_WRITE and not misplaced else None
+            if one is not None and one.pool is not None:  # it is mapped already: no system call
+                return self._part_of_pool(one, one.pool, kind)
             parts = tuple(self._find(offset, pages, errno.ENOENT, "mmap"))
-            pool = parts[0][0].pool
-            if pool is not None and len(parts) == 1 and prot & _mmap.PROT_WRITE:
-                return self._part_of_pool(parts[0][0], pool, kind)
             with contextlib.ExitStack() as unneeded:
                 runs = [self._run(unneeded, *part) for part in parts]
                 memory = kind(runs, writable=bool(prot & _mmap.PROT_WRITE), shared=True, inherit=True)
