@@ -27,19 +27,20 @@ static size_t parse(const struct module_state *state, PyObject *args, PyObject *
                     PyObject *memories[3]) {
     static char *names[] = {"own", "peer", "data", "notify", "slots", "first", "slot_bytes", NULL};
     PyTypeObject *memory = (PyTypeObject *)state->memory_type;
-    Py_ssize_t first, bytes, end;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!O!OInn", names, memory, &memories[0], memory, &memories[1],
-                                     memory, &memories[2], &ret_end->notify, &ret_end->slots, &first, &bytes))
+    Py_ssize_t slots, first, bytes, end;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!O!Onnn", names, memory, &memories[0], memory, &memories[1],
+                                     memory, &memories[2], &ret_end->notify, &slots, &first, &bytes))
         return 0;
-    if (ret_end->slots < 1 || ret_end->slots > UM_MOST_SLOTS || first < 0 || bytes < 1 ||
-        __builtin_mul_overflow((Py_ssize_t)ret_end->slots, bytes, &end) || __builtin_add_overflow(end, first, &end)) {
-        PyErr_Format(state->argument_error, "channel: %u slots of %zd bytes from %zd on", ret_end->slots, bytes, first);
+    if (slots < 1 || slots > UM_MOST_SLOTS || first < 0 || bytes < 1 || __builtin_mul_overflow(slots, bytes, &end) ||
+        __builtin_add_overflow(end, first, &end)) {
+        PyErr_Format(state->argument_error, "channel: %zd slots of %zd bytes from %zd on", slots, bytes, first);
         return 0;
     }
     if (!um_memory_of(memories[0])->writable) {
         PyErr_SetString(state->argument_error, "channel: the control pages of one's own are read-only");
         return 0;
     }
+    ret_end->slots = (uint32_t)slots;
     ret_end->first = (size_t)first;
     ret_end->slot_bytes = (size_t)bytes;
     return (size_t)end;

@@ -77,6 +77,8 @@ struct um_sender {
     uint32_t tags[UM_MOST_SLOTS]; /* of the last message in a slot; 0: it was not sent, or is known to be back */
 };
 
+/* A slot that nobody uses; -1: none, or an exception. */
+int um_sender_free_slot(const struct um_sender *self);
 /* Hands over a slot that is on loan; its number from 1. NULL with an exception. */
 PyObject *um_sender_publish(struct um_sender *self, struct um_descriptor *made);
 

@@ -12,7 +12,7 @@ static struct um_sender *sender_of(PyObject *self) {
 static struct um_control *control_of(const struct um_sender *self, const char *call) {
     if (self->end.data)
         return um_end_control(&self->end, call);
-    um_raise(self->end.state, -EBADF, "send", "the channel is closed: connect a new one");
+    um_raise(self->end.state, -EBADF, call, "the channel is closed: connect a new one");
     return NULL;
 }
 
@@ -20,19 +20,13 @@ static bool is_back(const struct um_sender *self, const struct um_control *peer,
     return !self->tags[slot] || __atomic_load_n(&peer->returned[slot], __ATOMIC_ACQUIRE) == self->tags[slot];
 }
 
-static PyObject *take_slot(PyObject *object, PyObject *unused) {
-    struct um_sender *self = sender_of(object);
-    (void)unused;
+int um_sender_free_slot(const struct um_sender *self) {
     if (!control_of(self, "loan"))
-        return NULL;
-    for (unsigned slot = 0; slot < self->end.slots; slot++) {
-        if (self->end.busy >> slot & 1 || !is_back(self, um_end_peer(&self->end), slot))
-            continue;
-        self->tags[slot] = 0;
-        self->end.busy |= UINT64_C(1) << slot;
-        return PyLong_FromUnsignedLong(slot);
-    }
-    Py_RETURN_NONE;
+        return -1;
+    for (unsigned slot = 0; slot < self->end.slots; slot++)
+        if (!(self->end.busy >> slot & 1) && is_back(self, um_end_peer(&self->end), slot))
+            return (int)slot;
+    return -1;
 }
 
 PyObject *um_sender_publish(struct um_sender *self, struct um_descriptor *made) {
@@ -63,7 +57,6 @@ static PyObject *unconfirmed(PyObject *object, PyObject *unused) {
 }
 
 static PyMethodDef methods[] = {
-    {"take_slot", take_slot, METH_NOARGS, "take_slot($self, /)\n--\n\nA slot that nobody uses, or None."},
     {"unconfirmed", unconfirmed, METH_NOARGS,
      "unconfirmed($self, /)\n--\n\n(messages not taken, messages taken but not given back)."},
     {"close", um_end_close, METH_NOARGS, "close($self, /)\n--\n\nLets the memory go."},

@@ -16,22 +16,20 @@ static struct slot *slot_of(PyObject *self) {
     return (struct slot *)self;
 }
 
-/* Numbers and names of a descriptor that is zeros so far. False with an exception. */
-static bool describe(struct um_descriptor *descriptor, const struct um_sender *sender, unsigned number,
-                     Py_ssize_t length, PyObject *item_type, PyObject *shape) {
+/* What the message will be, but for its slot; the descriptor is zeros so far. False with an exception. */
+static bool describe(struct um_descriptor *descriptor, const struct um_sender *sender, Py_ssize_t length,
+                     PyObject *item_type, PyObject *shape) {
     char *type;
     Py_ssize_t type_length, dimensions = PyTuple_Size(shape);
     if (PyBytes_AsStringAndSize(item_type, &type, &type_length))
         return false;
-    if (number >= sender->end.slots || !(sender->end.busy >> number & 1) || length < 0 ||
-        (size_t)length > sender->end.slot_bytes || (size_t)type_length > sizeof descriptor->item_type ||
+    if (length < 0 || (size_t)length > sender->end.slot_bytes || (size_t)type_length > sizeof descriptor->item_type ||
         dimensions > UM_MOST_DIMENSIONS) {
         PyErr_Format(sender->end.state->argument_error,
-                     "loan: slot %u, which take_slot gave, with %zd bytes, a type of %zd bytes, %zd dimensions", number,
-                     length, type_length, dimensions);
+                     "loan: %zd bytes of %zu, a type of %zd bytes, %zd dimensions: pass less", length,
+                     sender->end.slot_bytes, type_length, dimensions);
         return false;
     }
-    descriptor->slot = number;
     descriptor->length = (uint64_t)length;
     memcpy(descriptor->item_type, type, (size_t)type_length);
     descriptor->dimensions = (uint32_t)dimensions;
@@ -40,26 +38,31 @@ static bool describe(struct um_descriptor *descriptor, const struct um_sender *s
     return !PyErr_Occurred();
 }
 
-static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    const struct module_state *state = um_state_of_type(type);
+/* In one call, so that no exception can come between the slot and who gives it back. */
+static PyObject *take(PyObject *type, PyObject *args) {
+    const struct module_state *state = um_state_of_type((PyTypeObject *)type);
     PyObject *object, *item_type, *shape;
-    unsigned number;
     Py_ssize_t length;
     struct um_descriptor made = {0};
-    if (keywords || !PyArg_ParseTuple(args, "O!InO!O!:MessageSlot", (PyTypeObject *)state->sender_type, &object,
-                                      &number, &length, &PyBytes_Type, &item_type, &PyTuple_Type, &shape))
+    if (!PyArg_ParseTuple(args, "O!nO!O!:take", (PyTypeObject *)state->sender_type, &object, &length, &PyBytes_Type,
+                          &item_type, &PyTuple_Type, &shape))
         return NULL;
     struct um_sender *sender = (struct um_sender *)object;
-    if (!sender->end.data)
-        return PyErr_Format(state->argument_error, "loan: the channel is closed");
-    if (!describe(&made, sender, number, length, item_type, shape))
+    if (!describe(&made, sender, length, item_type, shape))
         return NULL;
-    struct slot *self = slot_of(((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0));
+    int number = um_sender_free_slot(sender);
+    if (number < 0)
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    struct slot *self =
+        slot_of(((allocfunc)PyType_GetSlot((PyTypeObject *)type, Py_tp_alloc))((PyTypeObject *)type, 0));
     if (!self)
         return NULL;
-    self->data = um_end_hold_data(&sender->end, number, &self->offset);
+    made.slot = (uint32_t)number;
+    self->data = um_end_hold_data(&sender->end, made.slot, &self->offset);
     self->descriptor = made;
     self->sender = (struct um_sender *)Py_NewRef(object);
+    sender->tags[number] = 0;
+    sender->end.busy |= UINT64_C(1) << number;
     return (PyObject *)self;
 }
 
@@ -99,11 +102,11 @@ static bool is_unmapped(const struct slot *self) {
 static void copy(struct slot *self, const Py_buffer *data) {
     char *at = self->data->address + self->offset;
     if (data->len < (Py_ssize_t)UM_LONG_BYTES) {
-        memcpy(at, data->buf, (size_t)data->len);
+        memmove(at, data->buf, (size_t)data->len);
         return;
     }
     Py_BEGIN_ALLOW_THREADS
-    memcpy(at, data->buf, (size_t)data->len);
+    memmove(at, data->buf, (size_t)data->len);
     Py_END_ALLOW_THREADS
 }
 
@@ -170,6 +173,8 @@ static Py_ssize_t length_of(PyObject *self) {
 }
 
 static PyMethodDef methods[] = {
+    {"take", take, METH_VARARGS | METH_CLASS,
+     "take($type, sender, length, item_type, shape, /)\n--\n\nA slot that nobody uses, or None."},
     {"fill", fill, METH_O, "fill($self, data, /)\n--\n\nCopies a contiguous buffer of just this length."},
     {"send", send, METH_NOARGS, "send($self, /)\n--\n\nHands it over; the message's number, from 1."},
     {"cancel", cancel, METH_NOARGS, "cancel($self, /)\n--\n\nGives the slot back unsent."},
@@ -184,18 +189,13 @@ static PyGetSetDef properties[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_new, new},
-    {Py_tp_dealloc, dealloc},
-    {Py_tp_methods, methods},
-    {Py_tp_getset, properties},
-    {Py_bf_getbuffer, get_buffer},
-    {Py_sq_length, length_of},
-    {0, NULL},
+    {Py_tp_dealloc, dealloc},      {Py_tp_methods, methods},  {Py_tp_getset, properties},
+    {Py_bf_getbuffer, get_buffer}, {Py_sq_length, length_of}, {0, NULL},
 };
 
 PyType_Spec um_message_slot_spec = {
     .name = "usermm._core.MessageSlot",
     .basicsize = sizeof(struct slot),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = slots,
 };

@@ -108,9 +108,6 @@ class MessageSender:
         `notify` wakes the peer. Raises ArgumentError.
         """
 
-    def take_slot(self) -> int | None:
-        """The number of a slot that nobody uses; it is on loan until a MessageSlot of it ends. None: all are out."""
-
     def unconfirmed(self) -> tuple[int, int]:
         """(messages not taken, messages taken but not given back), as far as the peer said."""
 
@@ -120,10 +117,14 @@ class MessageSender:
 class MessageSlot:
     """Memory on loan from a MessageSender: a writable buffer. Its end without send() is cancel()."""
 
-    def __new__(
-        cls, sender: MessageSender, slot: int, length: int, item_type: bytes, shape: tuple[int, ...], /
-    ) -> Self:
-        """For `length` bytes in a slot that take_slot() gave; `item_type` has 16 bytes, `shape` 8 items at most."""
+    @classmethod
+    def take(
+        cls, sender: MessageSender, length: int, item_type: bytes, shape: tuple[int, ...], /
+    ) -> Self | None:
+        """`length` bytes of a slot that nobody uses; None: all are out.
+
+        `item_type` has 16 bytes, `shape` 8 items at most. Raises ArgumentError, ClosedError.
+        """
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __len__(self) -> int: ...

@@ -10,7 +10,7 @@ from usermm.errors import ProtocolError
 
 HONEST = Offer(9, 12, 3, Geometry(4, 16, 16))
 MOST = (1 << 32) - 1
-LARGEST = Offer(MOST, MOST, MOST, Geometry(64, 9, 8))
+LARGEST = Offer(MOST - 2, MOST - 65535, MOST, Geometry(1, 65535, 1))
 
 
 @pytest.mark.parametrize("offer", [HONEST, Offer(0, 0, 0, Geometry(1, 1, 1)), LARGEST])
@@ -38,6 +38,9 @@ def test_an_honest_offer_comes_as_it_went(offer: Offer) -> None:
         b"1 9 12 3 4 0 16",
         b"1 9 12 3 4 1048576 16",
         b"1 9 12 3 64 1048575 16",  # a range of references that takes a list of 64 million
+        b"1 9 12 3 4 16384 4",  # more pages than can be mapped at once
+        b"1 4294967294 12 3 4 16 16",  # references beyond u32
+        b"1 9 4294967280 3 4 16 16",
         b"1 9 12 3 4 16 0",
         b"1 9 12 3 4 16 3",
         b"1 9 12 3 4 16 65536",

@@ -46,10 +46,12 @@ class Two:
     def notify(self) -> None:
         self.events += 1
 
+    def loan(self, length: int = 1) -> MessageSlot | None:
+        return MessageSlot.take(self.out.messages, length, b"", ())
+
     def send(self, data: bytes) -> None:
-        slot = self.out.messages.take_slot()
-        assert slot is not None
-        loan = MessageSlot(self.out.messages, slot, len(data), b"", ())
+        loan = self.loan(len(data))
+        assert loan is not None
         loan.view[:] = data
         loan.send()
 
@@ -72,34 +74,31 @@ def two() -> Iterator[Two]:
 def test_messages_come_in_order_and_slots_are_not_used_while_held(two: Two) -> None:
     for number in range(4):
         two.send(bytes([number]))
-    assert two.out.messages.take_slot() is None
+    assert two.loan() is None
     held = [two.into.messages.next() for _ in range(4)]
     assert [two.into.copy(message) for message in held if message] == [b"\0", b"\1", b"\2", b"\3"]
-    assert two.out.messages.take_slot() is None
+    assert two.loan() is None
     held[2] = None
-    assert two.out.messages.take_slot() == 2
+    assert two.loan()
 
 
 def test_a_slot_on_loan_is_lent_to_nobody_else(two: Two) -> None:
-    numbers = [two.out.messages.take_slot() for _ in range(5)]
-    assert numbers == [0, 1, 2, 3, None]
-    loan = MessageSlot(two.out.messages, 2, 1, b"", ())
-    with pytest.raises(ArgumentError):
-        MessageSlot(two.out.messages, 4, 1, b"", ())
+    loans = [two.loan() for _ in range(5)]
+    assert loans[4] is None
+    loan = loans[2]
+    assert loan is not None
     loan.cancel()
-    with pytest.raises(ArgumentError):
-        MessageSlot(two.out.messages, 2, 1, b"", ())
-    assert two.out.messages.take_slot() == 2
+    assert two.loan()
     with pytest.raises(ClosedError):
         loan.send()
 
 
-@pytest.mark.parametrize("wrong", [(0, 4097, b"", ()), (0, -1, b"", ()), (0, 1, b"x" * 17, ()), (0, 1, b"", (1,) * 9)])
-def test_a_loan_that_does_not_fit(two: Two, wrong: tuple[int, int, bytes, tuple[int, ...]]) -> None:
-    two.out.messages.take_slot()
+@pytest.mark.parametrize("wrong", [(4097, b"", ()), (-1, b"", ()), (1, b"x" * 17, ()), (1, b"", (1,) * 9)])
+def test_a_loan_that_does_not_fit(two: Two, wrong: tuple[int, bytes, tuple[int, ...]]) -> None:
     with pytest.raises(ArgumentError):
-        MessageSlot(two.out.messages, *wrong)
-    MessageSlot(two.out.messages, 0, 4096, b"x" * 16, (1,) * 8).cancel()
+        MessageSlot.take(two.out.messages, *wrong)
+    assert [bool(two.loan()) for _ in range(5)] == [True] * 5  # each goes back at once: none was lost
+    assert MessageSlot.take(two.out.messages, 4096, b"x" * 16, (1,) * 8)
 
 
 def test_an_event_only_for_who_sleeps(two: Two) -> None:
@@ -174,12 +173,12 @@ def test_any_control_pages_at_all(two: Two, seed: int) -> None:
                 arrays.as_array(two.into, message, copy=True)
         except ProtocolError:
             pass
-        for call in (lambda: two.into.take(100), two.out.room, two.out.messages.take_slot, two.out.unconfirmed):
+        for call in (lambda: two.into.take(100), two.out.room, two.loan, two.out.unconfirmed):
             with contextlib.suppress(ProtocolError):
                 call()
 
 
-@pytest.mark.parametrize("code", [b"|O8", b"|O", b"<V8", b"|S4", b"<f3", b"i4", b"<f8,<f8", b"\xff\xfe", b"<U9"])
+@pytest.mark.parametrize("code", [b"|O8", b"|O", b"<V8", b"|S4", b"<f3", b"i4", b"<f8,<f8", b"\xff\xfe", b"<U9", b"<M8[0s]", b"<m8[00D]"])
 def test_items_that_are_no_numbers(two: Two, code: bytes) -> None:
     rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, 0, 1, 8, code, 1, 1, *[0] * 7)
     two.sender_control.store(rings.MESSAGES_SENT, 1)
@@ -196,6 +195,18 @@ def test_a_shape_that_is_not_the_length(two: Two, shape: tuple[int, ...]) -> Non
     rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, 0, 1, 8, b"<f8", len(shape), *sizes)
     message = two.into.messages.next()
     assert message
+    with pytest.raises(ProtocolError):
+        arrays.as_array(two.into, message, copy=False)
+
+
+@pytest.mark.parametrize("shape", [((1 << 64) - 1, 0), (1 << 62, 0, 4)])
+def test_a_shape_that_no_array_has(two: Two, shape: tuple[int, ...]) -> None:
+    """Its product is the length, which is 0, and still there is no such array."""
+    two.send(b"")
+    sizes = [*shape, *[0] * (8 - len(shape))]
+    rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, 0, 1, 0, b"<f8", len(shape), *sizes)
+    message = two.into.messages.next()
+    assert message is not None
     with pytest.raises(ProtocolError):
         arrays.as_array(two.into, message, copy=False)
 
@@ -283,23 +294,22 @@ def test_messages_leak_nothing(two: Two) -> None:
 
 
 def test_refusals_leak_nothing(two: Two) -> None:
-    two.out.messages.take_slot()
     two.sender_control.store(rings.MESSAGES_SENT, 99)
 
     def calls() -> None:
         with pytest.raises(ProtocolError):
             two.into.messages.next()
         with pytest.raises(ArgumentError):
-            MessageSlot(two.out.messages, 1, 1, b"", ())
+            MessageSlot.take(two.out.messages, 1 << 40, b"", ())
         with pytest.raises(TypeError):
-            MessageSlot(two.out.messages, 0, 1, b"", ("x",))  # type: ignore[arg-type]
-        loan = MessageSlot(two.out.messages, 0, 1, b"", ())
+            MessageSlot.take(two.out.messages, 1, b"", ("x",))  # type: ignore[arg-type]
+        loan = two.loan()
+        assert loan is not None
         with pytest.raises(ArgumentError):
             loan.fill(b"12")
         with pytest.raises(TypeError):
             loan.fill(1)
         loan.cancel()
-        two.out.messages.take_slot()
 
     check_no_growth(calls, times=300)
 
@@ -310,7 +320,7 @@ def test_a_forked_child_has_neither_end(two: Two) -> None:
     message = two.into.messages.next()
 
     def look() -> None:
-        for call in (two.into.messages.next, two.out.messages.take_slot, two.out.messages.unconfirmed):
+        for call in (two.into.messages.next, two.loan, two.out.messages.unconfirmed):
             with pytest.raises(ForkedError):
                 call()
         with pytest.raises(BufferError):

@@ -38,7 +38,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "usermm.ummunotify",
         "usermm.grants",
     ),
-    "channels": ("usermm._core", "usermm.errors", "usermm.grants", "usermm.channels"),
+    "channels": (
+        "usermm._core",
+        "usermm.errors",
+        "usermm.uapi",
+        "usermm.hypercalls",
+        "usermm.ummunotify",
+        "usermm.grants",
+        "usermm.channels",
+    ),
     "uring": ("usermm.errors", "usermm.uapi", "usermm._uring_calls"),
     "_uring_calls": ("usermm.errors", "usermm.uapi"),
     "demonstration": (

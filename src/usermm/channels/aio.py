@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from usermm.channels import arrays
@@ -37,11 +38,10 @@ class AsyncCalls:
 
     async def loan_async(self, wanted: int | tuple[int, ...], dtype: Any = None) -> arrays.Slot:
         """As `loan`."""
-        asked = wanted if isinstance(wanted, int) else tuple(wanted)
-        length, code, shape = arrays.extent(asked, dtype, self._out.slot_bytes)
+        sizes = arrays.extent(arrays.sizes_of(wanted, dtype), dtype, self._out.slot_bytes)
         self._check_peer("loan")
-        number = await self._sleeper.until_async(self._out.messages.take_slot, WANTS_SLOT, "loan")
-        return arrays.Slot(self._out.messages, number, length, code, shape)
+        attempt = functools.partial(arrays.Slot.take, self._out.messages, *sizes)
+        return await self._sleeper.until_async(attempt, WANTS_SLOT, "loan")
 
     async def send_message_async(self, data: Any) -> int:
         """As `send_message`. When it is cancelled nothing was sent."""

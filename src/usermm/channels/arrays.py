@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import re
 from collections.abc import Callable
 from types import TracebackType
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Numbers, and times: never objects, whose items are addresses.
-_ITEM_TYPE = re.compile(rb"[<>|=](?:[biufc](?:1|2|4|8|16|32)|[mM]8(?:\[[a-zA-Z0-9]{1,8}\])?)")
+_ITEM_TYPE = re.compile(rb"[<>|=](?:[biufc](?:1|2|4|8|16|32)|[mM]8(?:\[(?:[1-9][0-9]{0,5})?[a-zA-Z]{1,7}\])?)")
 
+_TOO_LONG = 1 << 63
 BYTES = b"|u1"
 """What a message without an item type is as an array."""
 
@@ -99,17 +101,31 @@ def as_array(incoming: Incoming, message: Message, *, copy: bool) -> np.ndarray[
     length = len(message)
     try:
         code, shape = message.item_type, message.shape
-        make, wanted = _form(code, shape) if code else _form(BYTES, (length,))
+        make, wanted = _form(code, shape) if code else _form(BYTES, (length,))  # ValueError: an impossible shape
         if wanted != length:
             raise protocol_broken(f"an array of shape {shape} and type {code.decode()} in {length} bytes")
         if not copy:
             return make(message)
         data = bytearray(incoming.copy(message))
+    except ValueError as error:
+        message.release()
+        raise protocol_broken(f"an array of shape {shape} and type {code.decode()}: {error}") from None
     except BaseException:
         message.release()
         raise
     message.release()
     return make(data)
+
+
+def sizes_of(wanted: Any, kind: Any) -> int | tuple[int, ...]:
+    """What a loan was asked for, as ints. Raises ArgumentError."""
+    try:
+        if hasattr(wanted, "__index__"):
+            return operator.index(wanted)
+        return tuple([operator.index(size) for size in wanted])
+    except TypeError:
+        text = f"loan({wanted!r:.60}, {kind!r:.40}): pass a number of bytes, or a shape of ints with a dtype"
+        raise ArgumentError(text) from None
 
 
 @functools.lru_cache(maxsize=256)
@@ -123,8 +139,8 @@ def extent(wanted: int | tuple[int, ...], kind: Any, most: int) -> tuple[int, by
     else:
         code, item_bytes = code_of(kind)
         shape = (wanted,) if isinstance(wanted, int) else tuple(wanted)
-        if len(shape) > MOST_DIMENSIONS or any(size < 0 for size in shape):
-            raise ArgumentError(f"loan({shape}): at most {MOST_DIMENSIONS} dimensions, none negative")
+        if len(shape) > MOST_DIMENSIONS or not all(0 <= size < _TOO_LONG for size in shape):
+            raise ArgumentError(f"loan({shape}): at most {MOST_DIMENSIONS} dimensions, none negative or above 2**63")
         length = math.prod(shape) * item_bytes
     if length > most:
         raise ArgumentError(f"loan({length} bytes): a slot has {most}: open the channel with a larger slot_bytes")

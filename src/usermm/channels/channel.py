@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
+import functools
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +19,7 @@ from usermm.channels.listener import Listener
 from usermm.channels.rings import WANTS_BYTES, WANTS_MESSAGE, WANTS_ROOM, WANTS_SLOT, Geometry, Incoming, Outgoing
 from usermm.channels.waiting import Sleeper
 from usermm.errors import ArgumentError, ClosedError, DeviceError
+from usermm.ummunotify.arguments import deadline_s
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +57,7 @@ class Channel(AsyncCalls):
     def __init__(self, domain: Domain, met: rendezvous.Met, name: str, called: int | str | None = None) -> None:
         """Made by connect() and Listener.accept(); `called` is the peer as connect() was given it."""
         self._domain, self._called = domain, called
+        self._unconfirmed: Lost | None = None
         self.name = name
         """What was listened for."""
         self._use(met)
@@ -92,23 +96,30 @@ class Channel(AsyncCalls):
         pages are used up: open it with `Domain(limit=...)`.
         """
         sizes = geometry(slots, slot_bytes, stream_bytes)
-        return cls(domain, rendezvous.ask(domain, peer, name, sizes, _deadline(timeout)), name, peer)
+        return cls(domain, rendezvous.ask(domain, peer, name, sizes, deadline_s(timeout)), name, peer)
 
     def reconnect(self, timeout: float | None = None) -> Lost:
         """Connects anew to the same peer, by the name or number that connect() was given; says what was lost.
 
-        For the side that connected; the other one accepts a new channel. What was received and is held stays as it is.
+        When it fails it can be tried again, and says then what was lost the first time. For the side that connected;
+        the other one accepts a new channel. What was received and is held stays as it is.
         """
         if self._called is None:
             raise ArgumentError("reconnect: this side accepted the channel: accept() a new one")
-        lost = self.lost()
-        sizes = self._shared.geometry
-        self.close()
-        self._use(rendezvous.ask(self._domain, self._called, self.name, sizes, _deadline(timeout)))
-        return lost
+        deadline = deadline_s(timeout)
+        if not self._closed:
+            self._unconfirmed = self.lost()
+            self.close()
+        if self._unconfirmed is None:
+            self._check()
+        self._use(rendezvous.ask(self._domain, self._called, self.name, self._shared.geometry, deadline))
+        lost, self._unconfirmed = self._unconfirmed, None
+        return lost  # type: ignore[return-value] # it was checked
 
     def lost(self) -> Lost:
-        """What the peer has not confirmed so far; after its end, what was lost."""
+        """What the peer has not confirmed so far; after its end, or a reconnect() that failed, what was lost."""
+        if self._unconfirmed is not None:
+            return self._unconfirmed
         self._check()
         return Lost(*self._out.unconfirmed())
 
@@ -120,7 +131,7 @@ class Channel(AsyncCalls):
             sent = 0
             try:
                 self._check_peer("send")
-                deadline = _deadline(timeout)
+                deadline = deadline_s(timeout)
                 while sent < len(view):
                     left_s = None if timeout is None else max(0.0, deadline - time.monotonic())
                     rest = view[sent:]
@@ -138,7 +149,7 @@ class Channel(AsyncCalls):
 
     def receive_exactly(self, count: int, timeout: float | None = None) -> bytes:
         """`count` bytes of the stream. On an error those that came are lost: its `received` has them."""
-        parts, missing, deadline = [], count, _deadline(timeout)
+        parts, missing, deadline = [], count, deadline_s(timeout)
         try:
             while missing:
                 left_s = None if timeout is None else max(0.0, deadline - time.monotonic())
@@ -156,13 +167,13 @@ class Channel(AsyncCalls):
 
         Waits while all slots are out: that is how a slow receiver slows the sender. Its memory has what was in it.
         """
-        asked = wanted if isinstance(wanted, int) else tuple(wanted)
-        length, code, shape = arrays.extent(asked, dtype, self._out.slot_bytes)
+        sizes = arrays.extent(arrays.sizes_of(wanted, dtype), dtype, self._out.slot_bytes)
         self._check_peer("loan")
-        number = self._out.messages.take_slot()
-        if number is None:
-            number = self._sleeper.until(self._out.messages.take_slot, WANTS_SLOT, timeout, "loan")
-        return Slot(self._out.messages, number, length, code, shape)
+        slot = Slot.take(self._out.messages, *sizes)
+        if slot is None:
+            attempt = functools.partial(Slot.take, self._out.messages, *sizes)
+            slot = self._sleeper.until(attempt, WANTS_SLOT, timeout, "loan")
+        return slot
 
     def send_message(self, data: Any, timeout: float | None = None) -> int:
         """A copy of `data` (bytes-like) as one message; its number, from 1."""
@@ -219,15 +230,16 @@ class Channel(AsyncCalls):
         if self._closed:
             return
         self._closed = True
-        self._sleeper.wake_all()
-        number = self._port.port
-        with contextlib.suppress(DeviceError):
-            self._domain.evtchn.unbind(number)
+        if not self._sleeper.is_inherited:
+            self._sleeper.wake_all()
+            self._out.close()  # before the port: who lets a view go meanwhile notifies nobody
+            self._in.close()
+            with contextlib.suppress(DeviceError):
+                self._domain.evtchn.unbind(self._port.port)
         self._port.close()
-        self._out.close()
-        self._in.close()
-        rendezvous.release_side(self._side)
-        self._shared.close()
+        if not self._sleeper.is_inherited:  # in a child locks may be held by threads that are not there
+            rendezvous.release_side(self._side)
+            self._shared.close()
 
     def _put(self, data: memoryview) -> int | None:
         return self._out.put(data) or None
@@ -240,6 +252,10 @@ class Channel(AsyncCalls):
         self._check()
         if self._sleeper.look():
             self._sleeper.refuse(call)
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not getattr(self, "_closed", True) and not is_finalizing() and not self._sleeper.is_inherited:
+            self._port.hang_up()  # takes no lock: it may be held by whoever is interrupted here
 
     def __enter__(self) -> Self:
         return self
@@ -260,9 +276,3 @@ def geometry(slots: int, slot_bytes: int, stream_bytes: int) -> Geometry:
     made = Geometry(slots, -(-slot_bytes // page), 1 << max(0, pages - 1).bit_length())
     made.check()
     return made
-
-
-def _deadline(timeout: float | None) -> float:
-    if timeout is not None and not timeout >= 0:
-        raise ArgumentError(f"timeout must be None or at least 0 seconds, not {timeout}")
-    return math.inf if timeout is None else time.monotonic() + timeout

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from usermm.channels import rendezvous
 from usermm.channels.rings import Geometry
 from usermm.errors import ClosedError, DeviceError, grant_refused
+from usermm.hypercalls.wire import DOMID_FIRST_RESERVED
+from usermm.ummunotify.arguments import deadline_s
 
 if TYPE_CHECKING:
     from usermm.channels.channel import Channel
@@ -37,12 +39,12 @@ class Listener:
 
     def accept(self, timeout: float | None = None) -> Channel:
         """The next channel. Requests that cannot be met are refused, and waiting goes on. Raises TimeoutError."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_s(timeout)
         while True:
             channel = self._look()
             if channel is not None:
                 return channel
-            left_s = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
+            left_s = min(_LOOK_S, deadline - time.monotonic())
             if left_s <= 0:
                 raise TimeoutError(errno.ETIMEDOUT, f"accept({self.name}): nobody came within {timeout} s")
             self._watch.read(left_s)
@@ -95,7 +97,8 @@ class Listener:
                 self._answered.add(node)
                 return self._kind(self._domain, made, self.name)  # type: ignore[no-any-return]
             domid, _, _ = node.partition("-")
-            if not domid.isdigit() or len(domid) > 5 or not store.is_introduced(int(domid)):
+            is_number = domid.isdecimal() and len(domid) <= 5 and int(domid) < DOMID_FIRST_RESERVED
+            if not is_number or not store.is_introduced(int(domid)):
                 with contextlib.suppress(DeviceError):
                     store.remove(path)
         return None

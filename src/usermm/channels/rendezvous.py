@@ -13,13 +13,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from usermm.channels.rings import CONTROL_PAGES, MOST_SLOTS, Geometry, Side
+from usermm.channels.rings import CONTROL_PAGES, Geometry, Side
 from usermm.errors import (
     ArgumentError,
     BadReferenceError,
     DeviceError,
     PeerGoneError,
     PermissionDeniedError,
+    UsermmError,
     protocol_broken,
 )
 from usermm.grants.files import PAGE_BYTES
@@ -56,14 +57,14 @@ class Offer:
             raise protocol_broken(f"an offer {text[:40]!r}")
         version, control, data, port, *sizes = map(int, words)
         geometry = Geometry(*sizes)
-        if version != VERSION or max(control, data, port) >= 1 << 32:
+        if version != VERSION:
             raise protocol_broken(f"an offer of version {version}: this side speaks {VERSION}")
-        if not 1 <= geometry.slots <= MOST_SLOTS or geometry.pages >= 1 << 24:
-            raise protocol_broken(f"an offer of {geometry}")
         try:
             geometry.check()
         except ArgumentError as error:
             raise protocol_broken(f"an offer of {geometry}") from error
+        if max(control + CONTROL_PAGES, data + geometry.pages, port + 1) > 1 << 32:
+            raise protocol_broken(f"an offer of references from {control} and {data} on, and port {port}")
         return cls(control, data, port, geometry)
 
 
@@ -155,12 +156,29 @@ def ask(domain: Domain, peer: int | str, name: str, geometry: Geometry, deadline
         if answer[:1] != ANSWER:
             text = f"connect({name}): the peer refused: {answer[1:].decode(errors='replace')[:80]}"
             raise PeerGoneError(errno.ECONNREFUSED, text)
-        return domid, shared, map_offer(domain, domid, Offer.unpack(answer[1:])), domain.evtchn.waiter(port)
+        return domid, shared, *_answered(domain, domid, Offer.unpack(answer[1:]), port)
     except BaseException:
         if port is not None:
             domain.evtchn.unbind(port)
         shared.close()
         raise
+
+
+def _answered(domain: Domain, domid: int, offer: Offer, port: int) -> tuple[Side, Waiter]:
+    """What the listener shares, and the port, which it has bound; else nobody would ever tell of its end."""
+    try:
+        side = map_offer(domain, domid, offer)
+    except BadReferenceError as error:
+        text = "connect: the peer answered, and is gone, or does not share what it said: connect again"
+        raise PeerGoneError(errno.EPIPE, text) from error
+    try:
+        waiter = domain.evtchn.waiter(port)
+        if not waiter.wait(0):
+            raise protocol_broken("it answered, and did not bind the port")
+    except BaseException:
+        release_side(side)
+        raise
+    return side, waiter
 
 
 def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | None) -> Met | None:
@@ -183,16 +201,17 @@ def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | No
         shared = Shared(domain, asker, geometry)
         port = domain.evtchn.bind_interdomain(asker, offer.port)
         waiter = domain.evtchn.waiter(port)
+        waiter.notify()  # so that the connector knows, when it reads the answer, that this end is bound
         store.write(path, ANSWER + shared.offer(0).pack())
         return asker, shared, side, waiter
-    except DeviceError as error:
+    except UsermmError as error:
         if port is not None:
             domain.evtchn.unbind(port)
         if shared is not None:
             shared.close()
         if side is not None:
             release_side(side)
-        _say(domain, path, REFUSAL + str(error.strerror).encode()[:200])
+        _say(domain, path, REFUSAL + str(error).encode(errors="replace")[:200])
         return None
 
 

@@ -16,8 +16,11 @@ from typing import NamedTuple
 from usermm._core import Memory, Message, MessageReceiver, MessageSender
 from usermm.errors import ArgumentError, PeerGoneError, protocol_broken
 from usermm.grants.files import PAGE_BYTES
+from usermm.uapi.xen_gntdev import MOST_GRANTS
 
 MOST_SLOTS = 64
+MOST_PAGES = MOST_GRANTS
+"""Of one direction: what gntdev maps at once."""
 MOST_DIMENSIONS = 8
 CONTROL_PAGES = 3
 
@@ -61,6 +64,9 @@ class Geometry(NamedTuple):
         """Raises ArgumentError."""
         if not 1 <= self.slots <= MOST_SLOTS or not 1 <= self.slot_pages < 1 << 20:
             raise ArgumentError(f"channel: from 1 to {MOST_SLOTS} slots of at least a page, not {self}")
+        if self.pages > MOST_PAGES:
+            text = f"channel: {self.slots} slots and the stream have {self.pages} pages: make them smaller, or fewer: "
+            raise ArgumentError(f"{text}{MOST_PAGES} at most")
         if not 1 <= self.stream_pages <= 1 << 15 or self.stream_pages & (self.stream_pages - 1):
             raise ArgumentError(f"channel: a stream has 2**n pages, at most 2**15, not {self.stream_pages}")
 

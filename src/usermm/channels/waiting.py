@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
 import select
 import threading
 import time
@@ -12,11 +14,13 @@ from typing import NoReturn, Protocol, TypeVar
 
 from usermm._core import Memory, give_way, has_hung_up
 from usermm.channels.rings import WAITING
-from usermm.errors import ClosedError, DeviceError, PeerGoneError
+from usermm.errors import ClosedError, DeviceError, ForkedError, PeerGoneError
+from usermm.ummunotify.arguments import deadline_s
 
 Got = TypeVar("Got")
 
 _YIELDS, _LOOKS = 40, 50  # about 100 us: longer than a peer takes that is awake, shorter than anybody notices
+_LONGEST_WAIT_S = 1e6  # then it looks again: poll(2) takes no more
 _SELDOM = 31  # waits without spinning, at most, after some in vain
 _HUNG_UP = select.POLLHUP | select.POLLRDHUP | select.POLLERR | select.POLLNVAL
 
@@ -37,6 +41,9 @@ class Port(Protocol):
     def fileno(self) -> int:
         """Readable when there is an event."""
 
+    def hang_up(self) -> None:
+        """Tells the peer that this end is gone; takes no lock."""
+
     def close(self) -> None:
         """Gives it up."""
 
@@ -47,21 +54,33 @@ class Sleeper:
     def __init__(self, port: Port, control: Memory) -> None:
         self._port, self._control = port, control
         self._descriptor = port.fileno()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close the channel
+        self._process = os.getpid()
         self._condition = threading.Condition(self._lock)
         self._wanted: list[int] = []
         self._leader = False
         self._events = 0
         self._futures: set[asyncio.Future[None]] = set()
         self._vain = self._skip = 0
-        self.gone = False
+        self.gone = port.hang_ups > 0
         self.closed = False
 
     def look(self) -> bool:
         """Whether the peer is gone; takes no event."""
         if not self.gone and not self._leader and has_hung_up(self._descriptor):
+            self._check_process()
             self.gone = True
         return self.gone
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a child of the process that has the channel."""
+        return os.getpid() != self._process
+
+    def _check_process(self) -> None:
+        if self.is_inherited:
+            text = "channel: it is the parent process's: connect one of this child's own, by a Domain of its own"
+            raise ForkedError(errno.ECHILD, text)
 
     def until(self, attempt: Callable[[], Got | None], bit: int, timeout: float | None, call: str) -> Got:
         """What `attempt` returns once that is not None; `bit` is what the peer has to do for it.
@@ -73,7 +92,7 @@ class Sleeper:
             if got is None and timeout != 0:
                 got = self._spin(attempt)
             return self._wait(attempt, bit, timeout, call) if got is None else got
-        except ValueError:  # of memory that close() has unmapped, maybe in another thread
+        except (ValueError, DeviceError):  # of memory and a port that close() took away, maybe in another thread
             self._check(False, call)
             raise
 
@@ -81,7 +100,7 @@ class Sleeper:
         """As `until`, under asyncio; asyncio.timeout() limits it."""
         try:
             return await self._wait_async(attempt, bit, call)
-        except ValueError:
+        except (ValueError, DeviceError):
             self._check(False, call)
             raise
 
@@ -91,8 +110,7 @@ class Sleeper:
         with self._lock:
             self._events += 1
             self._condition.notify_all()
-        for future in list(self._futures):
-            future.get_loop().call_soon_threadsafe(_finish, future)
+        self._finish_all(None)
 
     def _check(self, gone: bool, call: str) -> None:
         if self.closed:
@@ -105,7 +123,7 @@ class Sleeper:
         raise PeerGoneError(errno.EPIPE, f"{call}: the peer is gone: reconnect, or accept a new one")
 
     def _wait(self, attempt: Callable[[], Got | None], bit: int, timeout: float | None, call: str) -> Got:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_s(timeout)
         self._want(bit)
         try:
             while True:
@@ -114,9 +132,9 @@ class Sleeper:
                 if got is not None:
                     return got
                 self._check(gone, call)
-                left_s = None if deadline is None else deadline - time.monotonic()
+                left_s = None if timeout is None else deadline - time.monotonic()
                 if left_s is None or left_s > 0:
-                    self._sleep(events, left_s)  # for no time, if the peer is gone
+                    self._sleep(events, left_s and min(left_s, _LONGEST_WAIT_S))  # for no time, if the peer is gone
                 elif not self.look():
                     raise TimeoutError(errno.ETIMEDOUT, f"{call}: nothing within {timeout} s: wait longer, or give up")
         finally:
@@ -125,24 +143,27 @@ class Sleeper:
     async def _wait_async(self, attempt: Callable[[], Got | None], bit: int, call: str) -> Got:
         loop = asyncio.get_running_loop()
         self._want(bit)
+        descriptor = -1
         try:
             while True:
                 future = loop.create_future()
-                if not self._futures and not self.look():
-                    loop.add_reader(self._descriptor, self._event)
                 self._futures.add(future)
-                try:
-                    gone = self.look()
-                    got = attempt()
-                    if got is not None:
-                        return got
-                    self._check(gone, call)
+                gone = self.look()
+                got = attempt()
+                if got is not None:
+                    return got
+                self._check(gone, call)
+                if descriptor < 0:  # of one's own: the loop keeps a number until it is told, whoever closes the port
+                    descriptor = os.dup(self._descriptor)
+                    loop.add_reader(descriptor, self._event)
+                else:
                     await future
-                finally:
-                    self._futures.discard(future)
-                    if not self._futures:
-                        loop.remove_reader(self._descriptor)
+                self._futures.discard(future)
         finally:
+            self._futures.discard(future)
+            if descriptor >= 0:
+                loop.remove_reader(descriptor)
+                os.close(descriptor)
             self._want(-bit)
 
     def _spin(self, attempt: Callable[[], Got | None]) -> Got | None:
@@ -176,15 +197,15 @@ class Sleeper:
                 self._control.fence()
 
     def _sleep(self, events: int, left_s: float | None) -> None:
-        with self._lock:
-            if self._events != events:  # somebody took an event since we looked
-                return
-            if self._leader:
-                self._condition.wait(left_s)
-                return
-            self._leader = True
-        gone = True
+        leads, gone = False, True
         try:
+            with self._lock:
+                if self._events != events:  # somebody took an event since we looked
+                    return
+                if self._leader:
+                    self._condition.wait(left_s)
+                    return
+                leads = self._leader = True
             self._port.wait(left_s)
             gone = self._port.hang_ups > 0
         except DeviceError:  # the port was unbound here, or the peer and the hypervisor have gone
@@ -193,11 +214,12 @@ class Sleeper:
             gone = self.gone
             raise
         finally:
-            with self._lock:
-                self._leader = False
-                self._events += 1
-                self.gone = self.gone or gone
-                self._condition.notify_all()
+            if leads:
+                with self._lock:
+                    self._leader = False
+                    self._events += 1
+                    self.gone = self.gone or gone
+                    self._condition.notify_all()
 
     def _event(self) -> None:
         if not self.look():
@@ -206,11 +228,16 @@ class Sleeper:
                 self.gone = self._port.hang_ups > 0
             except DeviceError:
                 self.gone = True
-        if self.gone:
-            for future in self._futures:
-                future.get_loop().remove_reader(self._descriptor)
+        self._finish_all(asyncio.get_running_loop())
+
+    def _finish_all(self, here: asyncio.AbstractEventLoop | None) -> None:
         for future in list(self._futures):
-            _finish(future)
+            loop = future.get_loop()
+            if loop is here:
+                _finish(future)
+                continue
+            with contextlib.suppress(RuntimeError):  # the loop was closed, with the task in it
+                loop.call_soon_threadsafe(_finish, future)
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap as _mmap
 import struct
 from collections.abc import Iterable, Sequence
@@ -60,11 +61,11 @@ class Gntdev(Device[GntdevFile]):
         or is read-only and `writable` is asked for; QuotaError and LimitError when something ran out.
         """
         numbers = [references] if isinstance(references, int) else references
-        return self.map_many([(domid, number) for number in numbers], writable=writable)
+        return self.map_many(((domid, number) for number in numbers), writable=writable)
 
     def map_many(self, references: Iterable[Reference], *, writable: bool = False) -> Mapping:
         """As `map`, for pages of several domains: (domid, reference) each."""
-        wanted = tuple(references)
+        wanted = tuple(itertools.islice(references, abi.MOST_GRANTS + 1))  # the device refuses more
         _check(wanted)
         mapping: Mapping
         mapping, index = self._file.map(wanted, writable=writable, kind=Mapping)

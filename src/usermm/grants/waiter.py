@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -82,6 +83,15 @@ class Waiter:
             self._renew()
         assert self._stream is not None
         return self._stream.fileno()
+
+    def hang_up(self) -> None:
+        """Tells the peer that this end is gone, for finalizers: nothing is asked and no lock is taken.
+
+        The port stays bound until it is unbound, or its file is closed.
+        """
+        if self._stream is not None:
+            with contextlib.suppress(OSError):
+                self._stream.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """The port stays bound, and masked. May be called again."""

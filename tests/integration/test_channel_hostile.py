@@ -1,0 +1,223 @@
+"""Channels against peers that mean no good, arguments that are none, and moments that are no good."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from support.channels import WAIT_S, joined
+from support.processes import in_child
+from support.threads import running
+
+import usermm
+from usermm import ArgumentError, Channel, ClosedError, ForkedError, PeerGoneError, ProtocolError
+from usermm.channels import rendezvous
+
+
+@pytest.fixture
+def hypervisor() -> Iterator[usermm.Hypervisor]:
+    with usermm.Hypervisor() as found:
+        yield found
+
+
+@pytest.fixture
+def domains(hypervisor: usermm.Hypervisor) -> Iterator[tuple[usermm.Domain, usermm.Domain]]:
+    with usermm.Domain(hypervisor.socket) as one, usermm.Domain(hypervisor.socket) as other:
+        yield one, other
+
+
+@pytest.fixture
+def ends(domains: tuple[usermm.Domain, usermm.Domain]) -> Iterator[tuple[Channel, Channel]]:
+    here, there = joined(*domains)
+    with here, there:
+        yield here, there
+
+
+# Where two meet
+
+
+@pytest.mark.parametrize("name", ["40000-zz", "32752", "99999-1", "x", "-"])
+@pytest.mark.parametrize("text", [b"", b"?1 4294967295 1 1 1 1 1", b"?1 8 4294967295 1 1 1 1", b"?1 8 8 1 16 4095 4"])
+def test_a_node_that_means_no_good_stops_nobody(
+    hypervisor: usermm.Hypervisor, domains: tuple[usermm.Domain, usermm.Domain], name: str, text: bytes
+) -> None:
+    one, other = domains
+    with usermm.Domain(hypervisor.socket) as stranger, Channel.listen(one, "door") as listener:
+        own = f"{stranger.domid}-1" if name == "-" else name
+        stranger.store.write(f"{rendezvous.directory_of(one.domid, 'door')}/{own}", text)
+        accepted: list[Channel] = []
+        with running(lambda: accepted.append(listener.accept(WAIT_S))):
+            connected = Channel.connect(other, one.domid, "door", WAIT_S)
+        with accepted[0], connected:
+            connected.send(b"x")
+            assert accepted[0].receive(1, WAIT_S) == b"x"
+
+
+def test_a_listener_that_answers_and_does_not_bind(domains: tuple[usermm.Domain, usermm.Domain]) -> None:
+    """Nobody would ever tell the connector of its end."""
+    one, other = domains
+    path = rendezvous.directory_of(one.domid, "door")
+    one.store.mkdir(path)
+    one.store.set_permissions(path, (one.domid, "b"))
+    kept: list[rendezvous.Shared] = []
+
+    def answer() -> None:
+        while not (nodes := one.store.list(path)):
+            time.sleep(0.001)
+        while one.store.read(f"{path}/{nodes[0]}")[:1] != rendezvous.REQUEST:
+            time.sleep(0.001)
+        kept.append(rendezvous.Shared(one, other.domid, rendezvous.Geometry(1, 1, 1)))
+        one.store.write(f"{path}/{nodes[0]}", rendezvous.ANSWER + kept[0].offer(0).pack())
+
+    with running(answer), pytest.raises(ProtocolError, match="bind"):
+        Channel.connect(other, one.domid, "door", WAIT_S)
+    kept[0].close()
+
+
+def test_no_time_at_all(domains: tuple[usermm.Domain, usermm.Domain], ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    with Channel.listen(domains[0], "nan") as listener, pytest.raises(ArgumentError):
+        listener.accept(math.nan)
+    with pytest.raises(ArgumentError):
+        here.receive_message(-1)
+    for timeout in (math.inf, 1e300):
+        with running(lambda: (time.sleep(0.2), there.send_message(b"x"))):
+            assert here.receive_message(timeout) == b"x"
+
+
+# Loans
+
+
+@pytest.mark.parametrize("shape", [(2.0,), (2.5, 2), (1 << 64, 0), (-1,), ("3",), None, 1.5])
+def test_a_shape_that_is_none_loses_no_slot(ends: tuple[Channel, Channel], shape: Any) -> None:
+    here, _ = ends
+    for _ in range(6):
+        with pytest.raises(ArgumentError):
+            here.loan(shape, "u1", timeout=0)
+    loans = [here.loan(3, timeout=0) for _ in range(4)]
+    assert len(loans) == 4
+
+
+def test_a_shape_of_numpys_ints(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    for shape in ((np.int64(33),), (33,), (np.uint8(16), np.uint8(16))):
+        here.send_array(np.ones(shape, "u1"))
+        with here.loan(shape, "u1", timeout=WAIT_S) as slot:
+            slot.array[...] = 1
+            slot.send()
+        assert there.receive_array(WAIT_S).sum() == there.receive_array(WAIT_S).sum() == math.prod(map(int, shape))
+    assert len(here.loan(np.int64(7), timeout=WAIT_S)) == 7
+
+
+# Moments
+
+
+def test_closing_beside_a_task(ends: tuple[Channel, Channel]) -> None:
+    """The loop forgets the descriptor: whoever gets its number is heard."""
+
+    async def main() -> None:
+        task = asyncio.create_task(ends[0].receive_message_async())
+        await asyncio.sleep(0.05)
+        ends[0].close()
+        with pytest.raises(ClosedError):
+            await task
+        keys = asyncio.get_running_loop()._selector.get_map().values()  # type: ignore[attr-defined]
+        assert not [key for key in keys if "Sleeper" in repr(key.data[0])]
+
+    asyncio.run(main())
+
+
+def test_closing_after_the_loop_of_a_task(ends: tuple[Channel, Channel]) -> None:
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(ends[0].receive_message_async())
+    loop.run_until_complete(asyncio.sleep(0.05))
+    task.cancel()
+    loop.close()
+    ends[0].close()
+    with pytest.raises(PeerGoneError):
+        ends[1].receive_message(WAIT_S)
+    del task
+    gc.collect()
+
+
+def test_two_loops_in_two_threads(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    got: list[bytes] = []
+
+    def receive(what: Any) -> None:
+        got.append(asyncio.run(asyncio.wait_for(what(), WAIT_S)))
+
+    with running(lambda: receive(here.receive_async), lambda: receive(here.receive_message_async)):
+        time.sleep(0.2)
+        there.send(b"bytes")
+        time.sleep(0.2)
+        there.send_message(b"message")
+    assert sorted(got) == [b"bytes", b"message"]
+
+
+def test_a_forked_child_is_told_so(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+
+    def calls() -> None:
+        for call in (lambda: here.loan(1), lambda: here.send(b"x"), lambda: here.send_message(b"x")):
+            with pytest.raises(ForkedError):
+                call()
+        here.close()
+
+    in_child(calls)
+    here.send(b"y")
+    assert there.receive(1, WAIT_S) == b"y"
+
+
+def test_a_child_of_busy_threads_closes(ends: tuple[Channel, Channel]) -> None:
+    here, _ = ends
+    until = time.monotonic() + 1
+
+    def look() -> None:
+        while time.monotonic() < until:
+            with pytest.raises(TimeoutError):
+                here.receive(1, 0.0005)
+
+    with running(look, look):
+        while time.monotonic() < until:
+            in_child(here.close)
+
+
+def test_reconnecting_can_be_tried_again(domains: tuple[usermm.Domain, usermm.Domain]) -> None:
+    one, other = domains
+    listener = Channel.listen(one, "door")
+    accepted: list[Channel] = []
+    with running(lambda: accepted.append(listener.accept(WAIT_S))):
+        channel = Channel.connect(other, one.domid, "door", WAIT_S)
+    channel.send_message(b"lost")
+    with pytest.raises(ArgumentError):
+        channel.reconnect(-1)
+    assert not channel.closed
+    accepted[0].close()
+    listener.close()
+    with pytest.raises(TimeoutError):
+        channel.reconnect(0.05)
+    assert channel.lost().not_taken == 1
+    with Channel.listen(one, "door") as again, channel:
+        with running(lambda: accepted.append(again.accept(WAIT_S))):
+            assert channel.reconnect(WAIT_S).not_taken == 1
+        assert channel.lost().not_taken == 0
+        accepted[1].close()
+    with pytest.raises(ClosedError):
+        channel.reconnect(0)
+
+
+def test_who_drops_a_channel_hangs_up(domains: tuple[usermm.Domain, usermm.Domain]) -> None:
+    here, there = joined(*domains)
+    del here
+    gc.collect()
+    with there, pytest.raises(PeerGoneError) as caught:
+        there.receive_message(WAIT_S)
+    assert caught.value.errno == errno.EPIPE
