@@ -178,7 +178,10 @@ def test_any_control_pages_at_all(two: Two, seed: int) -> None:
                 call()
 
 
-@pytest.mark.parametrize("code", [b"|O8", b"|O", b"<V8", b"|S4", b"<f3", b"i4", b"<f8,<f8", b"\xff\xfe", b"<U9", b"<M8[0s]", b"<m8[00D]"])
+NO_NUMBERS = [b"|O8", b"|O", b"<V8", b"|S4", b"<f3", b"i4", b"<f8,<f8", b"\xff\xfe", b"<U9", b"<M8[0s]", b"<m8[00D]"]
+
+
+@pytest.mark.parametrize("code", NO_NUMBERS)
 def test_items_that_are_no_numbers(two: Two, code: bytes) -> None:
     rings.DESCRIPTOR.pack_into(two.sender_control, rings.DESCRIPTORS, 0, 1, 8, code, 1, 1, *[0] * 7)
     two.sender_control.store(rings.MESSAGES_SENT, 1)
