@@ -3,7 +3,7 @@
  * when the other side dies.
  *
  * Steps and the code they stand for:
- *   sender    MessageSender.take_slot, MessageSlot.send; Sleeper.until: _want, look again, _sleep
+ *   sender    MessageSlot.take, MessageSlot.send; Sleeper.until: _want, look again, _sleep
  *   receiver  MessageReceiver.next, Message.release; the same Sleeper
  *   killer    the hypervisor's hang-up of the port of a side that died, at any moment
  * Stores are seen in order: the code has a fence between what it stores and what it asks (`um_end_wake`, `_want`).
