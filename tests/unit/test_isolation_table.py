@@ -16,11 +16,11 @@ NOT_ATTACKS = re.compile(r"test_(without_|what_\w+_worth|different_users_are_sai
 
 
 def test_each_test_of_the_table_is_there_and_the_other_way_round() -> None:
-    defined = {name for path in FILES for name in tests_of(path)}
+    defined = {name for path in FILES for name in names_in(path)}
     named = set(re.findall(r"`(test_[a-z_]+)`", TEXT))
-    assert named <= defined | {name for path in OTHERS for name in tests_of(path)}
+    assert named <= defined | {name for path in OTHERS for name in names_in(path)}
     assert {name for name in defined - named if not NOT_ATTACKS.match(name)} == set()
 
 
-def tests_of(path: Path) -> list[str]:
+def names_in(path: Path) -> list[str]:
     return re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
