@@ -10,6 +10,7 @@ from typing import Literal, Self, TypeVar
 
 from usermm.errors import ArgumentError, HypervisorGoneError, UnavailableError
 from usermm.grants import xen
+from usermm.grants.arguments import unsigned
 from usermm.grants.evtchn import Evtchn
 from usermm.grants.foreign import Foreign
 from usermm.grants.gntalloc import Gntalloc
@@ -67,8 +68,11 @@ class Domain:
         """
         if backend not in ("auto", "local", "xen"):
             raise ArgumentError(f"Domain: backend must be 'auto', 'local' or 'xen', not {backend!r}")
-        if domid is not None and not 0 <= domid < DOMID_FIRST_RESERVED:
+        if domid is not None and unsigned(domid, 16, "Domain: domid") >= DOMID_FIRST_RESERVED:
             raise ArgumentError(f"Domain: domid {domid} must be from 0 to {DOMID_FIRST_RESERVED - 1}")
+        if name is not None and not (isinstance(name, str) and name.isprintable()):
+            raise ArgumentError(f"Domain: name must be printable text, not {name!r:.60}")
+        limit = unsigned(limit, 32, "Domain: limit")
         named = socket is not None or ENVIRONMENT in os.environ
         self.backend: Literal["local", "xen"] = (
             "xen" if backend == "xen" or (backend == "auto" and not named and xen.is_there()) else "local"
@@ -151,7 +155,8 @@ class Domain:
         They are not when they run as the same user, as root, or as the hypervisor's user: such processes can read and
         write each other through /proc and ptrace(2). Raises BadReferenceError (ENOENT): there is no such domain.
         """
-        answer, _ = self._hypervisor("is_isolated_from").call(Operation.PEER, wire.PEER.pack(domid))
+        number = unsigned(domid, 16, "is_isolated_from: domid")
+        answer, _ = self._hypervisor("is_isolated_from").call(Operation.PEER, wire.PEER.pack(number))
         return bool(wire.PEER_IS.unpack_from(answer)[1])
 
     @property

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import operator
 import os
 import select
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol, SupportsIndex
+from typing import Protocol
 
-from usermm.errors import ArgumentError, ArgumentTypeError, ClosedError, grant_refused
+from usermm.errors import ClosedError, grant_refused
+from usermm.grants.arguments import unsigned
 from usermm.grants.device import Device
 from usermm.grants.files import DeviceFile
 from usermm.grants.local_evtchn import LocalEvtchn
@@ -52,7 +52,8 @@ class Evtchn(Device[EvtchnFile]):
         Tell the other domain its number, by the store for example. QuotaError (ENOSPC): max_event_channels; LimitError;
         BadReferenceError (EINVAL): no domid; PermissionDeniedError (EACCES): the file is restricted to another.
         """
-        return self._call(xen_evtchn.BIND_UNBOUND_PORT, xen_evtchn.UNBOUND.pack(_u32(remote_domid, "remote_domid")))
+        number = unsigned(remote_domid, 32, "remote_domid")
+        return self._call(xen_evtchn.BIND_UNBOUND_PORT, xen_evtchn.UNBOUND.pack(number))
 
     def bind_interdomain(self, remote_domid: int, remote_port: int) -> int:
         """A port bound to port `remote_port` of domain `remote_domid`, which has made it for this domain.
@@ -60,7 +61,7 @@ class Evtchn(Device[EvtchnFile]):
         It has an event from the start, as on Xen: look whether there is something to do. BadReferenceError (EINVAL): no
         such port, bound already, or made for another; GrantError (ESRCH): no such domain; otherwise as the call above.
         """
-        fields = _u32(remote_domid, "remote_domid"), _u32(remote_port, "remote_port")
+        fields = unsigned(remote_domid, 32, "remote_domid"), unsigned(remote_port, 32, "remote_port")
         return self._call(xen_evtchn.BIND_INTERDOMAIN, xen_evtchn.INTERDOMAIN.pack(*fields))
 
     def bind_virq(self, virq: int) -> int:
@@ -69,11 +70,11 @@ class Evtchn(Device[EvtchnFile]):
         PermissionDeniedError (EPERM): only for domain 0 and whom the policy gives control; (EACCES): the file is
         restricted; GrantError (EEXIST): the domain has a port for it; BadReferenceError (EINVAL): no such number.
         """
-        return self._call(xen_evtchn.BIND_VIRQ, xen_evtchn.VIRQ.pack(_u32(virq, "virq")))
+        return self._call(xen_evtchn.BIND_VIRQ, xen_evtchn.VIRQ.pack(unsigned(virq, 32, "virq")))
 
     def unbind(self, port: int) -> None:
         """Gives the port up: its events are gone, the peer is told by an event. GrantError (ENOTCONN): not our port."""
-        self._call(xen_evtchn.UNBIND, xen_evtchn.PORT.pack(_u32(port, "port")))
+        self._call(xen_evtchn.UNBIND, xen_evtchn.PORT.pack(unsigned(port, 32, "port")))
 
     def notify(self, port: int) -> None:
         """An event for the peer; nothing where nobody is bound. Never waits. GrantError (ENOTCONN): not our port.
@@ -83,7 +84,7 @@ class Evtchn(Device[EvtchnFile]):
         if self._local is not None:
             self._local.notify(port)
         else:
-            self._call(xen_evtchn.NOTIFY, xen_evtchn.PORT.pack(_u32(port, "port")))
+            self._call(xen_evtchn.NOTIFY, xen_evtchn.PORT.pack(unsigned(port, 32, "port")))
 
     def read(self, timeout: float | None = None) -> list[int]:
         """The ports that have an event, masked from now on; waits `timeout` seconds at most ([] then), None for ever.
@@ -110,11 +111,11 @@ class Evtchn(Device[EvtchnFile]):
         if self._local is not None:
             self._local.unmask(ports)
         else:
-            self._file.write(b"".join(xen_evtchn.PORT.pack(_u32(port, "port")) for port in ports))
+            self._file.write(b"".join(xen_evtchn.PORT.pack(unsigned(port, 32, "port")) for port in ports))
 
     def mask(self, port: int) -> None:
         """Its events are kept until it is unmasked. ENOTCONN; EOPNOTSUPP on Xen, where only reading masks."""
-        self._only_local("mask").mask(_u32(port, "port"))
+        self._only_local("mask").mask(unsigned(port, 32, "port"))
 
     def pending(self) -> frozenset[int]:
         """The ports that have an event, masked or not; takes nothing. DeviceError (EOPNOTSUPP) on Xen."""
@@ -122,14 +123,14 @@ class Evtchn(Device[EvtchnFile]):
 
     def waiter(self, port: int) -> Waiter:
         """The fast path for a thread that waits for one port; masks it. ENOTCONN; DeviceError (EOPNOTSUPP) on Xen."""
-        return Waiter(self._only_local("waiter"), _u32(port, "port"))
+        return Waiter(self._only_local("waiter"), unsigned(port, 32, "port"))
 
     def restrict(self, domid: int) -> None:
         """From now on only ports to domain `domid` can be bound, and no virtual interrupts; for good.
 
         PermissionDeniedError (EACCES): it is restricted already; BadReferenceError (EINVAL): 0, or no domid.
         """
-        number = _u32(domid, "domid")
+        number = unsigned(domid, 32, "domid")
         if number >= 1 << 16:
             raise grant_refused(errno.EINVAL, f"restrict({number}): a domid has 16 bits")
         self._call(xen_evtchn.RESTRICT_DOMID, xen_evtchn.RESTRICTION.pack(number))
@@ -187,13 +188,3 @@ class Evtchn(Device[EvtchnFile]):
         if self._local is None:
             raise grant_refused(errno.EOPNOTSUPP, f"{call}(evtchn): a real Xen's device has no such call: use read()")
         return self._local
-
-
-def _u32(value: SupportsIndex, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ArgumentTypeError(f"{name} must be an int, not {type(value)!r}") from None
-    if not 0 <= number < 1 << 32:
-        raise ArgumentError(f"{name} must be in 0..2**32-1")
-    return number

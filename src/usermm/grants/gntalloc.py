@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from usermm._core import Memory
 from usermm.errors import ArgumentError, DeviceError, grant_refused
+from usermm.grants.arguments import unsigned
 from usermm.grants.device import Device
 from usermm.grants.files import PAGE_BYTES, GntallocFile
 from usermm.grants.local_gntalloc import GrantedPages, LocalGntalloc
@@ -55,7 +56,7 @@ class Gntalloc(Device[GntallocFile]):
         The domain need not be there yet. Raises QuotaError (ENOSPC) when the device's limit or a quota of the
         hypervisor is used up, PermissionDeniedError (EACCES) when its policy says no.
         """
-        fits = 0 <= domid < 1 << 16 and 0 <= count < 1 << 24
+        fits = type(count) is int and 0 <= domid < 1 << 16 and 0 <= count < 1 << 24
         _check(fits, f"allocate(domain {domid}, {count} pages)", "a u16 and a count")
         flags = abi.WRITABLE if writable else 0
         memory: Allocation
@@ -105,7 +106,9 @@ class Gntalloc(Device[GntallocFile]):
         """Once the page at `index` is released, also by this domain's death: clear the byte that `index` (a page's plus
         an offset within it) names, send an event through `port`, or both; neither takes it back."""
         action = abi.NOTIFY_CLEAR_BYTE * clear_byte | abi.NOTIFY_SEND_EVENT * (port is not None)
-        self._file.ioctl(abi.SET_UNMAP_NOTIFY, bytearray(abi.NOTIFY.pack(index, action, port or 0)))
+        where = unsigned(index, 64, "set_unmap_notify: index")
+        through = unsigned(port or 0, 32, "set_unmap_notify: port")
+        self._file.ioctl(abi.SET_UNMAP_NOTIFY, bytearray(abi.NOTIFY.pack(where, action, through)))
 
     def _take_back(self, allocation: Allocation, page: int, pages: int) -> None:
         if not isinstance(self._file, LocalGntalloc):

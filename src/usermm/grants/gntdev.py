@@ -11,6 +11,7 @@ from typing import Literal
 
 from usermm._core import Memory, buffer_range
 from usermm.errors import ArgumentError, DeviceError
+from usermm.grants.arguments import unsigned
 from usermm.grants.device import Device
 from usermm.grants.files import PAGE_BYTES, GntdevFile, Reference
 from usermm.grants.local_gntdev import MappedGrants
@@ -91,7 +92,7 @@ class Gntdev(Device[GntdevFile]):
     def get_offset_for_vaddr(self, address: int) -> tuple[int, int]:
         """GET_OFFSET_FOR_VADDR: (index, count of pages) of the mapping at `address`; of 2007 only of its first byte."""
         layout = abi.OFFSET if self.personality == "mainline" else abi.OFFSET_2007
-        argument = bytearray(layout.pack(address, 0, 0))
+        argument = bytearray(layout.pack(unsigned(address, 64, "get_offset_for_vaddr: address"), 0, 0))
         self._file.ioctl(abi.GET_OFFSET_FOR_VADDR, argument)
         _, index, count = layout.unpack_from(argument)
         return int(index), int(count)
@@ -100,7 +101,9 @@ class Gntdev(Device[GntdevFile]):
         """Once the mapping is gone, also by this process's death: clear the byte that `index` (a page's plus an offset
         within it) names, send an event through `port`, or both; neither takes it back."""
         action = abi.NOTIFY_CLEAR_BYTE * clear_byte | abi.NOTIFY_SEND_EVENT * (port is not None)
-        self._file.ioctl(abi.SET_UNMAP_NOTIFY, bytearray(abi.NOTIFY.pack(index, action, port or 0)))
+        where = unsigned(index, 64, "set_unmap_notify: index")
+        through = unsigned(port or 0, 32, "set_unmap_notify: port")
+        self._file.ioctl(abi.SET_UNMAP_NOTIFY, bytearray(abi.NOTIFY.pack(where, action, through)))
 
     def copy(self, segments: Iterable[Copy]) -> list[GrantStatus]:
         """Copies without mapping; the status of each segment, in order. Segments before a failing one are done.
