@@ -60,6 +60,24 @@ def test_a_node_that_means_no_good_stops_nobody(
             assert accepted[0].receive(1, WAIT_S) == b"x"
 
 
+@pytest.mark.parametrize("access", ["n", "r", "w"])
+def test_a_request_that_cannot_be_answered_costs_nothing(
+    domains: tuple[usermm.Domain, usermm.Domain], access: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it was mapped, allocated and bound again with each look."""
+    one, other = domains
+    mapped: list[object] = []
+    monkeypatch.setattr(rendezvous, "map_offer", lambda *what: mapped.append(what))
+    with Channel.listen(one, "door") as listener:
+        path = f"{rendezvous.directory_of(one.domid, 'door')}/{other.domid}-1"
+        other.store.mkdir(path)
+        other.store.set_permissions(path, (other.domid, "n"), (one.domid, access))
+        other.store.write(path, b"?1 8 11 1 1 1 1")
+        with pytest.raises(TimeoutError):
+            listener.accept(0.05)
+    assert mapped == []
+
+
 def test_a_listener_that_answers_and_does_not_bind(domains: tuple[usermm.Domain, usermm.Domain]) -> None:
     """Nobody would ever tell the connector of its end."""
     one, other = domains

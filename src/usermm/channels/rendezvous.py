@@ -185,25 +185,25 @@ def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | No
     """The listener's half for one request; None when it is none, or no longer one."""
     store = domain.store
     try:
-        asker: int = store.permissions(path)[0].domid  # type: ignore[index] # Nodes has a method that is called list
+        asker, *others = store.permissions(path)  # type: ignore[attr-defined] # Nodes has a method called list
         text = store.read(path)
     except (BadReferenceError, PermissionDeniedError):
         return None
-    if text[:1] != REQUEST:
+    if text[:1] != REQUEST or (domain.domid, "b") not in others:  # who lets nobody answer is not looked at again
         return None
-    if peer is not None and asker != peer:
+    if peer is not None and asker.domid != peer:
         _say(domain, path, REFUSAL + b"it listens for another domain")
         return None
     port, shared, side = None, None, None
     try:
         offer = Offer.unpack(text[1:])
-        side = map_offer(domain, asker, offer)
-        shared = Shared(domain, asker, geometry)
-        port = domain.evtchn.bind_interdomain(asker, offer.port)
+        side = map_offer(domain, asker.domid, offer)
+        shared = Shared(domain, asker.domid, geometry)
+        port = domain.evtchn.bind_interdomain(asker.domid, offer.port)
         waiter = domain.evtchn.waiter(port)
         waiter.notify()  # so that the connector knows, when it reads the answer, that this end is bound
         store.write(path, ANSWER + shared.offer(0).pack())
-        return asker, shared, side, waiter
+        return asker.domid, shared, side, waiter
     except UsermmError as error:
         if port is not None:
             domain.evtchn.unbind(port)
