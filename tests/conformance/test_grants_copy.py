@@ -66,6 +66,34 @@ def test_a_whole_page_and_nothing(owner: Owner, user: User) -> None:
     assert copy(user, []) == []
 
 
+def test_of_an_empty_segment_nothing_is_looked_at(user: User) -> None:
+    nobody = granted((0x7E00, 0xFFFF_FFF0))
+    nowhere = local(user.domain.bad_address)
+    assert copy(user, [(nobody, nowhere, 0, COPY_SOURCE_GRANTED), (nowhere, nobody, 0, COPY_DEST_GRANTED)]) == [0, 0]
+    assert errno_of(copy, user, [(local(0), local(0), 0, 0)]) == "EINVAL"
+
+
+def test_other_flags_mean_nothing(owner: Owner, user: User) -> None:
+    made, _ = owner.share(user.domain.domid, [b"0123"])
+    buffer = user.domain.place(bytes(4))
+    assert copy(user, [(granted(made.granted[0]), local(buffer), 4, 0xFFFC | COPY_SOURCE_GRANTED)]) == [0]
+    assert user.domain.peek(buffer, 4) == b"0123"
+    assert errno_of(copy, user, [(local(buffer), local(buffer), 4, 0xFFFC)]) == "EINVAL"
+
+
+def test_what_a_domain_grants_to_itself_by_its_other_name(owner: Owner) -> None:
+    """DOMID_SELF; MAP_GRANT_REF does not know it."""
+    user = User(owner.domain)
+    made, address = owner.share(owner.domain.domid, [b"0123"], writable=True)
+    itself = (0x7FF0, made.references[0])
+    buffer = user.domain.place(bytes(4))
+    assert copy(user, [(granted(itself), local(buffer), 4, COPY_SOURCE_GRANTED)]) == [0]
+    assert user.domain.peek(buffer, 4) == b"0123"
+    assert copy(user, [(local(buffer + 2), granted(itself), 2, COPY_DEST_GRANTED)]) == [0]
+    assert owner.domain.peek(address, 4) == b"2323"
+    assert errno_of(user.map, [itself]) == "EINVAL"
+
+
 def test_each_segment_has_a_status(world: World, owner: Owner, user: User) -> None:
     """One that fails is no reason for another to fail, and the call returns 0."""
     world.needs("several domains")

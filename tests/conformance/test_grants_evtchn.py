@@ -9,6 +9,7 @@ from conformance.grants_world import DomainDriver, World, errno_of, eventually
 from usermm.uapi import xen_evtchn
 
 DOMID_SELF = 0x7FF0
+_ELSEWHERE = 0x7E00  # no domain here
 
 
 @pytest.fixture
@@ -274,29 +275,40 @@ def test_reset_forgets_events(one: DomainDriver, other: DomainDriver) -> None:
     assert pair.other.take() == [pair.other_port]
 
 
-def test_restrict(world: World, one: DomainDriver, other: DomainDriver) -> None:
-    """EACCES: a virtual interrupt, and any other domain, from then on."""
-    world.needs("several domains")
-    third = world.make_domain()
-    before = connect(one, third)
-    before.one.restrict(other.domid)
-    assert errno_of(before.one.bind_unbound, third.domid) == "EACCES"
-    assert errno_of(before.one.bind_interdomain, third.domid, 1) == "EACCES"
+def test_restrict(one: DomainDriver, other: DomainDriver) -> None:
+    """EACCES from then on: a virtual interrupt, a port of one's own, and any other domain's, itself by DOMID_SELF too.
+
+    What is bound stays.
+    """
+    before = connect(one, other)
+    before.one.restrict(_ELSEWHERE)
+    for domid in (_ELSEWHERE, other.domid, one.domid, DOMID_SELF):
+        assert errno_of(before.one.bind_unbound, domid) == "EACCES"
+    for domid in (other.domid, DOMID_SELF, _ELSEWHERE + 0x10000):
+        assert errno_of(before.one.bind_interdomain, domid, 1) == "EACCES"
     assert errno_of(before.one.bind_virq, xen_evtchn.VIRQ_DOM_EXC) == "EACCES"
-    port = before.one.bind_unbound(other.domid)
-    Events(other).bind_interdomain(one.domid, port)
+    assert errno_of(before.one.bind_interdomain, _ELSEWHERE, 1) in ("ESRCH", "EINVAL")  # gets as far as to be looked up
     before.one.notify(before.one_port)
     assert before.other.take() == [before.other_port]
 
 
-def test_restrict_once(world: World, one: DomainDriver, other: DomainDriver) -> None:
+def test_restricted_to_a_domain_its_ports_can_be_bound(
+    world: World, one: DomainDriver, other: DomainDriver
+) -> None:
     world.needs("several domains")
+    first, second = Events(one), Events(other)
+    second.restrict(one.domid)
+    remote = second.bind_interdomain(one.domid, first.bind_unbound(other.domid))
+    assert second.take() == [remote]
+
+
+def test_restrict_once(one: DomainDriver) -> None:
     events = Events(one)
-    for domid in (0, 0x7FF0, 0x7FFF, 0xFFFF):
+    for domid in (0, DOMID_SELF, 0x7FFF, 0xFFFF):
         assert errno_of(events.restrict, domid) == "EINVAL"
-    events.restrict(other.domid)
-    assert errno_of(events.restrict, other.domid) == "EACCES"
-    Events(one).restrict(one.domid)
+    events.restrict(_ELSEWHERE)
+    assert errno_of(events.restrict, _ELSEWHERE) == "EACCES"
+    Events(one).restrict(_ELSEWHERE + 1)
 
 
 # Everything else

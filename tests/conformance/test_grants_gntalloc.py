@@ -98,6 +98,15 @@ def test_mmap_not_shared(owner: Owner, user: User) -> None:
     owner.map(made.index, 1, READ_WRITE, SHARED)
 
 
+def test_mmap_of_no_page_and_between_pages(owner: Owner, user: User) -> None:
+    """mmap(2) itself wants them whole; a length is rounded up."""
+    made = owner.alloc(user.domain.domid, 2)
+    assert errno_of(owner.map, made.index, 0) == "EINVAL"
+    assert errno_of(owner.map, made.index + 1) == "EINVAL"
+    assert errno_of(owner.map, made.index + 16 * PAGE + 8) == "EINVAL"
+    owner.domain.peek(owner.file.mmap(PAGE + 1, READ_WRITE, SHARED, made.index), 2 * PAGE)
+
+
 def test_mmap_of_an_unknown_offset(owner: Owner, user: User) -> None:
     made = owner.alloc(user.domain.domid, 2)
     assert errno_of(owner.map, made.index + 2 * PAGE) == "ENOENT"
@@ -251,6 +260,14 @@ def test_notify_with_a_bad_port(owner: Owner, user: User) -> None:
     made = owner.alloc(user.domain.domid)
     for port in (0, 1, (1 << 32) - 1):
         assert errno_of(owner.notify, made.index, SEND, port) == "EINVAL"
+
+
+def test_what_of_a_notification_is_looked_at_first(owner: Owner, user: User) -> None:
+    """The index, the action, the port."""
+    made = owner.alloc(user.domain.domid)
+    assert errno_of(owner.notify, made.index + PAGE, 4) == "ENOENT"
+    assert errno_of(owner.notify, made.index + PAGE, SEND, 1000) == "ENOENT"
+    assert errno_of(owner.notify, made.index, 4) == "EINVAL"
 
 
 def test_notify_of_an_unknown_index(owner: Owner, user: User) -> None:

@@ -123,6 +123,20 @@ def test_an_index_is_mapped_once(owner: Owner, user: User) -> None:
     assert user.domain.peek(mapped, 4) == b"data"
 
 
+def test_a_refused_mmap_spends_the_index(owner: Owner, user: User) -> None:
+    """Once the grants themselves were refused; not by a size, an offset or flags that are wrong."""
+    made, _ = owner.share(user.domain.domid, [b"data"])
+    index = user.map_grant_ref(made.granted)
+    assert errno_of(user.mmap, index, 2) == "EINVAL"
+    assert errno_of(user.mmap, index, 1, READ_WRITE, PRIVATE) == "EINVAL"
+    assert errno_of(user.mmap, index + 1) == "EINVAL"
+    assert errno_of(user.mmap, index, 0) == "EINVAL"
+    assert errno_of(user.mmap, index, 1, READ_WRITE) == "EINVAL"
+    assert errno_of(user.mmap, index) == "EINVAL"
+    user.unmap_grant_ref(index)
+    assert user.domain.peek(user.map(made.granted), 4) == b"data"
+
+
 def test_the_same_grant_by_several_maps(owner: Owner, user: User) -> None:
     made, address = owner.share(user.domain.domid, [b"a"], writable=True)
     one, two = user.map(made.granted, READ_WRITE), user.map(made.granted * 2)
@@ -336,6 +350,42 @@ def test_notify_clears_nothing_in_a_read_only_map(owner: Owner, user: User) -> N
     index = user.map_grant_ref(made.granted)
     user.mmap(index)
     assert errno_of(user.notify, index, CLEAR) == "EINVAL"
+
+
+@pytest.mark.parametrize(("prot", "answer"), [(READ, "EINVAL"), (READ_WRITE, "success")])
+def test_notify_after_a_refused_mmap(user: User, prot: int, answer: str) -> None:
+    """The map is what that mmap would have made it."""
+    index = user.map_grant_ref([(user.domain.domid, 0xFFFF_FFF0)])
+    assert errno_of(user.mmap, index, 1, prot) == "EINVAL"
+    assert errno_of(user.notify, index, CLEAR) == answer
+
+
+def test_a_read_only_mmap_of_what_shall_be_cleared(owner: Owner, user: User) -> None:
+    """Refused here; Linux' own driver allows it, and faults when the mapping goes. The index is not spent by it."""
+    made, address = owner.share(user.domain.domid, [b"abc", b"def"], writable=True)
+    index = user.map_grant_ref(made.granted)
+    user.notify(index + PAGE, CLEAR)
+    assert errno_of(user.mmap, index, 2) == "EINVAL"
+    assert errno_of(user.mmap, index, 2, READ, PRIVATE) == "EINVAL"
+    user.notify(index, 0)
+    mapped = user.mmap(index, 2)
+    user.file.munmap(mapped)
+    user.unmap_grant_ref(index, 2)
+    again = user.map_grant_ref(made.granted)
+    user.notify(again, CLEAR)
+    mapped = user.mmap(again, 2, READ_WRITE)
+    user.file.munmap(mapped)
+    user.unmap_grant_ref(again, 2)
+    assert eventually(lambda: owner.domain.peek(address, 3) == b"\0bc")
+    assert owner.domain.peek(address + PAGE, 3) == b"def"
+
+
+def test_what_of_a_notification_is_looked_at_first(user: User) -> None:
+    """The action, the port, the index."""
+    index = user.map_grant_ref(NOWHERE)
+    assert errno_of(user.notify, index + PAGE, 4) == "EINVAL"
+    assert errno_of(user.notify, index + PAGE, SEND, 1000) == "EINVAL"
+    assert errno_of(user.notify, index + PAGE, CLEAR) == "ENOENT"
 
 
 def test_notify_of_an_unknown_index(user: User) -> None:

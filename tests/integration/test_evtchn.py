@@ -151,18 +151,18 @@ def test_reset_forgets_and_leaves_masked(one: usermm.Domain, two: usermm.Domain)
 def test_restriction_is_for_good_and_to_one_domain(hypervisor: usermm.Hypervisor, two: usermm.Domain) -> None:
     with usermm.Domain(hypervisor.socket, domid=0) as dom0:
         events = dom0.evtchn
+        mine = events.bind_unbound_port(two.domid)
+        theirs = two.evtchn.bind_interdomain(0, mine)
         for domid in (0, 0x7FF0, 0xFFFF, 0x10000):
             with raises(errno.EINVAL):
                 events.restrict(domid)
         events.restrict(two.domid)
         with raises(errno.EACCES):
             events.restrict(two.domid)
-        mine = events.bind_unbound_port(two.domid)
-        theirs = two.evtchn.bind_interdomain(0, mine)
-        back = two.evtchn.bind_unbound_port(0)
-        assert events.bind_interdomain(two.domid, back) != mine
+        assert events.bind_interdomain(two.domid, two.evtchn.bind_unbound_port(0)) != mine
         for call in (
             lambda: events.bind_unbound_port(0),
+            lambda: events.bind_unbound_port(two.domid),
             lambda: events.bind_interdomain(0, mine),
             lambda: events.bind_virq(xen_evtchn.VIRQ_DOM_EXC),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import resource
@@ -15,11 +16,11 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import pytest
-from support.available import needs_userfaultfd
+from support.available import why_not
 from support.processes import fork
 
-from usermm.errors import BadReferenceError
-from usermm.grants import session
+from usermm.errors import BadReferenceError, UnavailableError
+from usermm.grants import session, watching
 from usermm.grants.domain import Domain
 from usermm.grants.gntdev import Gntdev, Mapping
 from usermm.grants.session import Session
@@ -78,8 +79,26 @@ class World(NamedTuple):
             time.sleep(0.005)
 
 
+def refused(*_: object, **__: object) -> None:
+    raise UnavailableError(errno.EPERM, "no userfaultfd in this test")
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
+    yield from made_world()
+
+
+@pytest.fixture(params=["notified", "looking"])
+def either_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Also one whose process may not have a userfaultfd."""
+    if request.param == "looking":
+        monkeypatch.setattr(watching, "Ummunotify", refused)
+    elif why_not():
+        pytest.skip(f"needs userfaultfd: {why_not()}")
+    yield from made_world()
+
+
+def made_world() -> Iterator[World]:
     with (
         Hypervisor() as hypervisor,
         Domain(hypervisor.socket, domid=GRANTOR) as grantor,
@@ -111,12 +130,12 @@ def in_pieces(mapping: Mapping) -> None:
 WAYS = [unmapped_behind_its_back, mapped_over, moved_and_unmapped, in_pieces]
 
 
-@needs_userfaultfd
 @pytest.mark.parametrize("writable", [False, True], ids=["read-only", "writable"])
 @pytest.mark.parametrize("way", WAYS)
 def test_is_noticed_at_once_here_and_soon_there(
-    world: World, way: Callable[[Mapping], None], writable: bool
+    either_world: World, way: Callable[[Mapping], None], writable: bool
 ) -> None:
+    world = either_world
     with closing(world.grantor.gntalloc.allocate(GRANTEE, 3, writable=writable)) as pages:
         mapping = world.grantee.gntdev.map(GRANTOR, pages.references, writable=writable)
         address = mapping.address
@@ -136,10 +155,10 @@ def test_is_noticed_at_once_here_and_soon_there(
     world.soon(lambda: not world.grants())
 
 
-@needs_userfaultfd
 @pytest.mark.parametrize("way", [unmapped_behind_its_back, mapped_over, moved_and_unmapped])
-def test_slots_of_2007_can_be_mapped_again_at_once(world: World, way: Callable[[Mapping], None]) -> None:
+def test_slots_of_2007_can_be_mapped_again_at_once(either_world: World, way: Callable[[Mapping], None]) -> None:
     """munmap makes a slot NOT_YET_MAPPED, whoever calls it; UNMAP_GRANT_REF is EBUSY before, and succeeds after."""
+    world = either_world
     with closing(world.grantor.gntalloc.allocate(GRANTEE, 2)) as pages:
         device: Gntdev = world.grantee.open_gntdev("seed2007")
         mapping = device.map(GRANTOR, pages.references)
@@ -171,7 +190,8 @@ def test_moved_memory_stays_mapped_in_the_hypervisors_eyes(world: World) -> None
         world.soon(lambda: not world.is_mapped())
 
 
-def test_part_is_not_the_whole(world: World) -> None:
+def test_part_is_not_the_whole(either_world: World) -> None:
+    world = either_world
     with closing(world.grantor.gntalloc.allocate(GRANTEE, 3)) as pages:
         mapping = world.grantee.gntdev.map(GRANTOR, pages.references)
         munmap(mapping.address + PAGE_BYTES, PAGE_BYTES)
@@ -180,6 +200,41 @@ def test_part_is_not_the_whole(world: World) -> None:
         assert world.is_mapped()
         mapping.close()
         world.soon(lambda: not world.is_mapped())
+
+
+def test_what_the_grantor_no_longer_has_is_not_taken_back(either_world: World) -> None:
+    """Somebody mapped over a page of the allocation: revoking and closing touch nothing of what is there now."""
+    pages = either_world.grantor.gntalloc.allocate(GRANTEE, 3, writable=True)
+    mapping = either_world.grantee.gntdev.map(GRANTOR, pages.references)
+    address = pages.address
+    pages.write(0, b"first")
+    map_over(address + PAGE_BYTES, PAGE_BYTES)
+    ctypes.memset(address + PAGE_BYTES, 7, PAGE_BYTES)
+    pages.revoke()
+    assert mapping.read(0, 5) == bytes(5)
+    assert pages.read(0, 5) == b"first"
+    pages.close()
+    assert ctypes.string_at(address + PAGE_BYTES, PAGE_BYTES) == b"\7" * PAGE_BYTES
+    for page in (0, 2):
+        assert not is_there(address + page * PAGE_BYTES)
+    munmap(address + PAGE_BYTES, PAGE_BYTES)
+    mapping.close()
+
+
+def test_a_revoked_allocation_is_still_mapped(either_world: World) -> None:
+    pages = either_world.grantor.gntalloc.allocate(GRANTEE, 3)
+    pages.write(PAGE_BYTES, b"kept")
+    either_world.grantor.gntalloc.revoke(pages.references[1])
+    assert pages.is_mapped
+    pages.revoke()
+    assert pages.is_mapped and pages.read(PAGE_BYTES, 4) == b"kept"
+    address = pages.address
+    pages.close()
+    assert not any(is_there(address + page * PAGE_BYTES) for page in range(3))
+
+
+def is_there(address: int) -> bool:
+    return bool(_libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(PAGE_BYTES), 0) == 0)  # MADV_NORMAL
 
 
 def in_child(function: Callable[[], object]) -> int:

@@ -17,6 +17,7 @@ from usermm.grants import user_memory
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.foreign import Foreign
 from usermm.grants.session import Refusal
+from usermm.hypercalls.wire import DOMID_SELF
 from usermm.uapi import xen_gntdev as abi
 from usermm.uapi.xen_gntdev import GrantStatus
 
@@ -42,15 +43,17 @@ class _CopyError(Exception):
 def copy_segments(foreign: Foreign, segments: bytearray, call: str) -> None:
     """Carries out the segments in order and writes each one's status into it.
 
-    Raises BadReferenceError (EINVAL) for a segment that is no copy between domains or crosses a page, before anything
-    is copied; GrantError (EFAULT) for an address that is not this process's, where those before it are done.
+    Of an empty one nothing is looked at, and it is okay. Raises BadReferenceError (EINVAL) for a segment that is no
+    copy between domains or crosses a page, before anything is copied; GrantError (EFAULT) for an address that is not
+    this process's, where those before it are done.
     """
     parsed = [_parse(fields, call) for fields in abi.SEGMENT.iter_unpack(segments)]
     with _Pages(foreign) as pages:
         for number, (source, destination, length, flags) in enumerate(parsed):
             at = number * abi.SEGMENT.size
             try:
-                _write(pages, destination, _read(pages, source, length, call), call)
+                if length:
+                    _write(pages, destination, _read(pages, source, length, call), call)
                 status = GrantStatus.OKAY
             except _CopyError as failed:
                 status = failed.status
@@ -61,7 +64,7 @@ def copy_segments(foreign: Foreign, segments: bytearray, call: str) -> None:
 def _parse(fields: tuple[bytes, bytes, int, int, int], call: str) -> tuple[_Place, _Place, int, int]:
     source, destination, length, flags, _ = fields
     places = _place(source, flags & abi.COPY_SOURCE_GRANTED), _place(destination, flags & abi.COPY_DEST_GRANTED)
-    if flags & ~_BOTH or not flags & _BOTH:
+    if not flags & _BOTH:  # others mean nothing
         raise grant_refused(errno.EINVAL, f"{call}: flags {flags:#x}: one end at least is a grant (1 source, 2 dest)")
     for place in places:
         if place.granted and place.offset_or_address + length > PAGE_BYTES:
@@ -94,7 +97,8 @@ class _Pages:
 
     def at(self, place: _Place, *, writable: bool) -> tuple[int, int]:
         """(descriptor, offset in bytes in its file) of the place."""
-        key = place.domid, place.reference, writable
+        domid = self._foreign.domid if place.domid == DOMID_SELF else place.domid
+        key = domid, place.reference, writable
         if key not in self._open:
             self._open[key] = self._ends.enter_context(_opened(self._foreign, key))
         descriptor, page = self._open[key]

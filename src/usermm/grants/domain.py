@@ -45,6 +45,14 @@ class Domain:
     not the domain: it opens one of its own.
     """
 
+    domid: int
+    """What others grant to, and name this domain by."""
+    name: str
+    uid: int = -1
+    """Whose this domain is, as the hypervisor saw it; -1 on a real Xen, which knows guests, not users."""
+    incarnation: int = 0
+    """Which start of the hypervisor this is: references of another mean nothing. 0 on a real Xen."""
+
     def __init__(
         self,
         socket: str | None = None,
@@ -58,9 +66,9 @@ class Domain:
         $XDG_RUNTIME_DIR/usermm/hypervisor.sock.
 
         `domid` and `name` are asked for; the policy decides. `backend` "xen" takes the devices of a real Xen, "auto"
-        does so where they are and no socket is named; there `domid` is what this guest knows of itself (`xenstore-read
-        domid`), and `Domain.domid` -1 without it, except in dom0. `limit`: pages of all gntalloc files (the driver's
-        parameter).
+        does so where it may open them and no socket is named; there `domid` is what this guest knows of itself
+        (`xenstore-read domid`), and `Domain.domid` -1 without it, except in dom0. `limit`: pages of all gntalloc files
+        (the driver's parameter).
 
         Raises HypervisorGoneError (ECONNREFUSED, ENOENT) when none listens; PermissionDeniedError (EACCES) and
         QuotaError (ENOSPC) when the policy says no; GrantError (EBUSY) when somebody has that domid or name;
@@ -75,11 +83,12 @@ class Domain:
         limit = unsigned(limit, 32, "Domain: limit")
         named = socket is not None or ENVIRONMENT in os.environ
         self.backend: Literal["local", "xen"] = (
-            "xen" if backend == "xen" or (backend == "auto" and not named and xen.is_there()) else "local"
+            "xen" if backend == "xen" or (backend == "auto" and not named and xen.is_usable()) else "local"
         )
         self._limit = Limit(limit)
         self._opened: dict[str, Gntalloc | Gntdev | Evtchn | Store] = {}
         self._session: Session | None = None
+        self._is_closed = False
         if self.backend == "xen":
             self.domid, self.name = _xen_domid() if domid is None else domid, name or ""
             return
@@ -90,7 +99,7 @@ class Domain:
             self._session.close()
             raise
         self._watching = Watching()
-        self._foreign = Foreign(self._session, self._watching)
+        self._foreign = Foreign(self._session, self._watching, self.domid)
 
     def _join(self, domid: int | None, name: str) -> None:
         hello = wire.HELLO.pack(wire.VERSION, DOMID_ANY if domid is None else domid, 0) + name.encode()
@@ -121,33 +130,31 @@ class Domain:
     def open_gntalloc(self, *, limit: int | None = None) -> Gntalloc:
         """Another gntalloc file. Its pages count on the domain's limit, or on a `limit` of its own; on a real Xen the
         driver's parameter holds. Whatever the limit, the quotas of the hypervisor are the domain's."""
-        if self.backend == "xen":
+        self._check_open("open_gntalloc")
+        if self._session is None:
             return Gntalloc(xen.XenGntalloc("gntalloc"))
         pages = self._limit if limit is None else Limit(limit)
-        return Gntalloc(LocalGntalloc(self._hypervisor("open_gntalloc"), self._watching, pages))
+        return Gntalloc(LocalGntalloc(self._session, self._watching, pages))
 
     def open_gntdev(self, personality: Personality = "mainline") -> Gntdev:
         """Another gntdev file. `personality` "seed2007" has the slots, states and errors of the first driver."""
         if personality not in ("mainline", "seed2007"):
             raise ArgumentError(f"open_gntdev: personality must be 'mainline' or 'seed2007', not {personality!r}")
-        if personality == "mainline" and self.backend == "xen":
-            return Gntdev(xen.XenGntdev("gntdev"))
+        self._check_open("open_gntdev")
+        is_xen = self._session is None
         if personality == "mainline":
-            self._hypervisor("open_gntdev")
-            return Gntdev(LocalGntdev(self._foreign))
-        if self.backend == "xen":
+            return Gntdev(xen.XenGntdev("gntdev") if is_xen else LocalGntdev(self._foreign))
+        if is_xen:
             text = "the kernel's driver is of today: personality 'seed2007' is there with backend='local' only"
             raise UnavailableError(errno.EOPNOTSUPP, f"open_gntdev: {text}")
         from usermm.grants.gntdev2007 import LocalGntdev2007
 
-        self._hypervisor("open_gntdev")
         return Gntdev(LocalGntdev2007(self._foreign), personality)
 
     def open_evtchn(self) -> Evtchn:
         """Another evtchn file; a port belongs to the file that bound it."""
-        if self.backend == "xen":
-            return Evtchn(xen.XenFile("evtchn"))
-        return Evtchn(LocalEvtchn(self._hypervisor("open_evtchn")))
+        self._check_open("open_evtchn")
+        return Evtchn(xen.XenFile("evtchn") if self._session is None else LocalEvtchn(self._session))
 
     def is_isolated_from(self, domid: int) -> bool:
         """Whether neither this domain nor that one can reach the other's memory but by grants.
@@ -162,13 +169,14 @@ class Domain:
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._session is not None and self._session.closed
+        return self._is_closed if self._session is None else self._session.closed
 
     def close(self) -> None:
         """Ends the domain: its grants can no longer be mapped, its ports and its part of the store go.
 
         What is mapped, here or there, stays until it is unmapped. May be called again.
         """
+        self._is_closed = True
         for device in self._opened.values():
             if not isinstance(device, Store):
                 device.close()
@@ -185,11 +193,14 @@ class Domain:
             device = self._opened.setdefault(name, opens())
         return device  # type: ignore[return-value] # the name decides the class
 
+    def _check_open(self, call: str) -> None:
+        if self.closed:
+            raise HypervisorGoneError(errno.EBADF, f"{call}: the domain is closed: open a new one")
+
     def _hypervisor(self, call: str) -> Session:
+        self._check_open(call)
         if self._session is None:
             raise UnavailableError(errno.EOPNOTSUPP, f"{call}: only usermm's own hypervisor has this: backend='local'")
-        if self._session.closed:
-            raise HypervisorGoneError(errno.EBADF, f"{call}: the domain is closed: open a new one")
         return self._session
 
     def __enter__(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import select
 import time
@@ -19,6 +20,8 @@ from usermm.grants.local_evtchn import LocalEvtchn
 from usermm.grants.waiter import Waiter
 from usermm.uapi import xen_evtchn
 from usermm.ummunotify.arguments import deadline_s
+
+_LONG_S = 3600.0  # for a poll, whose milliseconds are an int
 
 
 class EvtchnFile(DeviceFile, Protocol):
@@ -50,18 +53,20 @@ class Evtchn(Device[EvtchnFile]):
         """A port that domain `remote_domid` may bind (DOMID_SELF 0x7FF0: this one); the lowest free one from 1.
 
         Tell the other domain its number, by the store for example. QuotaError (ENOSPC): max_event_channels; LimitError;
-        BadReferenceError (EINVAL): no domid; PermissionDeniedError (EACCES): the file is restricted to another.
+        BadReferenceError (EINVAL): no domid; PermissionDeniedError (EACCES): the file is restricted.
         """
-        number = unsigned(remote_domid, 32, "remote_domid")
+        number = _domid(remote_domid, "bind_unbound_port: remote_domid")
         return self._call(xen_evtchn.BIND_UNBOUND_PORT, xen_evtchn.UNBOUND.pack(number))
 
     def bind_interdomain(self, remote_domid: int, remote_port: int) -> int:
         """A port bound to port `remote_port` of domain `remote_domid`, which has made it for this domain.
 
         It has an event from the start, as on Xen: look whether there is something to do. BadReferenceError (EINVAL): no
-        such port, bound already, or made for another; GrantError (ESRCH): no such domain; otherwise as the call above.
+        such port, bound already, or made for another; GrantError (ESRCH): no such domain; PermissionDeniedError
+        (EACCES): the file is restricted to another; otherwise as the call above.
         """
-        fields = unsigned(remote_domid, 32, "remote_domid"), unsigned(remote_port, 32, "remote_port")
+        domid = _domid(remote_domid, "bind_interdomain: remote_domid")
+        fields = domid, unsigned(remote_port, 32, "bind_interdomain: remote_port")
         return self._call(xen_evtchn.BIND_INTERDOMAIN, xen_evtchn.INTERDOMAIN.pack(*fields))
 
     def bind_virq(self, virq: int) -> int:
@@ -102,7 +107,7 @@ class Evtchn(Device[EvtchnFile]):
                 left_s = None if timeout is None else deadline - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     return []
-                select.select([self._file.fileno()], [], [], left_s)
+                self._wait(left_s)
             else:
                 return [port for (port,) in xen_evtchn.PORT.iter_unpack(data)]
 
@@ -126,13 +131,11 @@ class Evtchn(Device[EvtchnFile]):
         return Waiter(self._only_local("waiter"), unsigned(port, 32, "port"))
 
     def restrict(self, domid: int) -> None:
-        """From now on only ports to domain `domid` can be bound, and no virtual interrupts; for good.
+        """From now on only ports of domain `domid` can be bound, by bind_interdomain, and nothing else; for good.
 
         PermissionDeniedError (EACCES): it is restricted already; BadReferenceError (EINVAL): 0, or no domid.
         """
-        number = unsigned(domid, 32, "domid")
-        if number >= 1 << 16:
-            raise grant_refused(errno.EINVAL, f"restrict({number}): a domid has 16 bits")
+        number = _domid(domid, "restrict: domid")
         self._call(xen_evtchn.RESTRICT_DOMID, xen_evtchn.RESTRICTION.pack(number))
 
     def reset(self) -> None:
@@ -181,6 +184,11 @@ class Evtchn(Device[EvtchnFile]):
             if descriptor >= 0:
                 os.close(descriptor)
 
+    def _wait(self, timeout_s: float | None) -> None:
+        poller = select.poll()  # select() knows no descriptor above 1023
+        poller.register(self._file.fileno(), select.POLLIN)
+        poller.poll(None if timeout_s is None else math.ceil(min(timeout_s, _LONG_S) * 1000))
+
     def _call(self, request: int, argument: bytes) -> int:
         return self._file.ioctl(request, bytearray(argument))
 
@@ -188,3 +196,11 @@ class Evtchn(Device[EvtchnFile]):
         if self._local is None:
             raise grant_refused(errno.EOPNOTSUPP, f"{call}(evtchn): a real Xen's device has no such call: use read()")
         return self._local
+
+
+def _domid(value: int, name: str) -> int:
+    """EINVAL: more than 16 bits, of which Linux' driver would take the lower ones."""
+    number = unsigned(value, 32, name)
+    if number >= 1 << 16:
+        raise grant_refused(errno.EINVAL, f"{name} {number}: a domid has 16 bits")
+    return number

@@ -14,6 +14,9 @@ PAGE_BYTES = 4096
 Reference = tuple[int, int]
 """domid of the grantor, reference."""
 
+UNCLEARABLE = "CLEAR_BYTE is set for it, and its byte cannot be cleared read-only: map it writable, or take it back"
+"""Why mmap refuses, on a real Xen too: Linux' driver would fault in the kernel when it is unmapped (seen with 6.1)."""
+
 
 class DeviceFile(Protocol):
     """An open device file. Every call raises DeviceError with the errno that the device would have set."""

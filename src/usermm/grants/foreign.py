@@ -13,7 +13,7 @@ from usermm.grants.attachments import Attachments
 from usermm.grants.files import PAGE_BYTES, Reference
 from usermm.grants.pools import GranteePool
 from usermm.grants.session import Refusal, Session
-from usermm.grants.watching import WatchedMemory, Watching
+from usermm.grants.watching import WatchedMemory, Watching, file_of
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls.pools import POOL_UNMAPPED, page_of
 from usermm.hypercalls.wire import Operation
@@ -83,9 +83,10 @@ Kind = TypeVar("Kind", bound=ForeignMemory)
 
 
 class Foreign:
-    """What a domain may do with others' grants."""
+    """What the domain `domid` may do with others' grants."""
 
-    def __init__(self, session: Session, watching: Watching) -> None:
+    def __init__(self, session: Session, watching: Watching, domid: int) -> None:
+        self.domid = domid
         self._session = session
         self._watching = watching
         self._attachments = Attachments()
@@ -106,7 +107,7 @@ class Foreign:
             runs = [(part.descriptor, part.page * PAGE_BYTES, part.pages * PAGE_BYTES) for part in segments]
             # Private, so that a userfaultfd can watch it; a private mapping that is only read stays the file's page.
             memory = kind(runs, writable=writable, shared=writable, inherit=False)
-            inodes = frozenset(os.fstat(part.descriptor).st_ino for part in segments)
+            files = frozenset(file_of(part.descriptor) for part in segments)
         except BaseException:
             self.let_go(segments)
             raise
@@ -114,7 +115,7 @@ class Foreign:
         memory._session = self._session
         memory.handles = tuple((part.handle, part.pages) for part in segments)
         memory.is_isolated = all(part.isolated for part in segments)
-        memory.watch(self._watching, inodes)
+        memory.watch(self._watching, files)
         return memory
 
     def _look_up(self, domid: int, reference: int, *, writable: bool) -> tuple[GranteePool | None, list[Segment]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap as _mmap
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from usermm._core import Memory
 from usermm.errors import ArgumentError, DeviceError, grant_refused
@@ -114,12 +115,12 @@ class Gntalloc(Device[GntallocFile]):
         if not isinstance(self._file, LocalGntalloc):
             text = "a real Xen has no such call: end the grant by close(), which waits for the other domain"
             raise grant_refused(errno.EOPNOTSUPP, f"gntalloc: revoke: {text}")
-        first = allocation.references[page]
-        live = [number for number in range(first, first + pages) if number in self._allocations]
-        if live:
-            self._file.revoke(first, pages, allocation, page)
-        for number in live:
-            del self._allocations[number]
+        first = allocation.references[0]
+        live = [number for number in allocation.references[page : page + pages] if number in self._allocations]
+        for run in _consecutive(live):
+            self._file.revoke(run[0], len(run), allocation, run[0] - first)
+            for number in run:
+                del self._allocations[number]
 
     def _forget(self, allocation: Allocation) -> None:
         for number in allocation.references:
@@ -128,6 +129,12 @@ class Gntalloc(Device[GntallocFile]):
             self._file.dealloc_gref(allocation.index, len(allocation.references))
         except DeviceError:
             return  # the file was closed, which deallocates, or the hypervisor is gone
+
+
+def _consecutive(numbers: Iterable[int]) -> Iterator[list[int]]:
+    """Ascending numbers, in as few runs as they have."""
+    for _, run in itertools.groupby(enumerate(numbers), key=lambda each: each[1] - each[0]):
+        yield [number for _, number in run]
 
 
 def _check(holds: bool, call: str, wanted: str) -> None:

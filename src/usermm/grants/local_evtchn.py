@@ -199,7 +199,7 @@ class LocalEvtchn:
     # Ports come and go
 
     def _bind_unbound(self, remote: int) -> int:
-        self._refuse_if_restricted("bind_unbound_port", remote)
+        self._refuse_if_restricted("bind_unbound_port", None)
         return self._bind(Operation.PORT_UNBOUND, layouts.UNBOUND.pack(_domid(remote, "bind_unbound_port")))
 
     def _bind_interdomain(self, remote: int, port: int) -> int:

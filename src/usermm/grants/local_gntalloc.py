@@ -22,7 +22,7 @@ from usermm.grants.local_file import LocalFile, Requests
 from usermm.grants.packed import PackedGntalloc
 from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
-from usermm.grants.watching import WatchedMemory, Watching
+from usermm.grants.watching import WatchedMemory, Watching, file_of
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls.pools import page_of
 from usermm.hypercalls.wire import Operation
@@ -109,29 +109,29 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
     ) -> GrantedPages:
         """Maps pages of one or several allocations that have consecutive indices.
 
-        EINVAL: not MAP_SHARED; ENOENT: an index that was not given out, or is deallocated.
+        EINVAL: not MAP_SHARED, not at a page; ENOENT: an index that was not given out, or is deallocated.
         """
         self._check_usable("mmap")
         pages = -(-length // PAGE_BYTES)  # as mmap(2) rounds
-        if not flags & _mmap.MAP_SHARED or pages <= 0:
-            text = f"gntalloc: mmap({length} bytes at {offset:#x}): map one page or more with MAP_SHARED"
+        page, misplaced = divmod(offset, PAGE_BYTES)
+        if not flags & _mmap.MAP_SHARED or pages <= 0 or misplaced:
+            text = f"gntalloc: mmap({length} bytes at {offset:#x}): map whole pages, one or more, with MAP_SHARED"
             raise grant_refused(errno.EINVAL, text)
         with self._lock:
-            page, misplaced = divmod(offset, PAGE_BYTES)
-            one = self._pages.get(page) if pages == 1 and prot & _mmap.PROT_WRITE and not misplaced else None
+            one = self._pages.get(page) if pages == 1 and prot & _mmap.PROT_WRITE else None
             if one is not None and one.pool is not None:  # it is mapped already: no system call
                 return self._part_of_pool(one, one.pool, kind)
             parts = tuple(self._find(offset, pages, errno.ENOENT, "mmap"))
             with contextlib.ExitStack() as unneeded:
                 runs = [self._run(unneeded, *part) for part in parts]
                 memory = kind(runs, writable=bool(prot & _mmap.PROT_WRITE), shared=True, inherit=True)
-                inodes = frozenset(os.fstat(descriptor).st_ino for descriptor, _, _ in runs)
+                files = frozenset(file_of(descriptor) for descriptor, _, _ in runs)
             for allocated, page, many in parts:
                 for at in range(page, page + many):
                     allocated.users[at] += 1
         memory._file, memory._parts = self, parts
         memory.is_isolated = all(allocated.is_isolated for allocated, _, _ in parts)
-        memory.watch(self._watching, inodes)
+        memory.watch(self._watching, files)
         return memory
 
     def revoke(self, reference: int, count: int, memory: GrantedPages, page: int) -> None:
@@ -221,10 +221,10 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
     def _set_unmap_notify(self, argument: bytearray | memoryview) -> None:
         index, actions, port = abi.NOTIFY.unpack_from(argument)
         call = f"gntalloc: SET_UNMAP_NOTIFY(index {index:#x}, action {actions}, port {port})"
-        if actions & ~(abi.NOTIFY_CLEAR_BYTE | abi.NOTIFY_SEND_EVENT):
-            raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
         with self._lock:
             ((allocated, page, _),) = self._find(index - index % PAGE_BYTES, 1, errno.ENOENT, "SET_UNMAP_NOTIFY")
+            if actions & ~(abi.NOTIFY_CLEAR_BYTE | abi.NOTIFY_SEND_EVENT):
+                raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
             reference = allocated.first_reference + page
             payload = layouts.GRANTOR_NOTIFY.pack(reference, index % PAGE_BYTES, actions, port)
             self._session.call(Operation.GRANTOR_NOTIFY, payload)

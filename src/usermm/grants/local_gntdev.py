@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from usermm.errors import grant_refused
 from usermm.grants import user_memory
 from usermm.grants.copying import copy_segments
-from usermm.grants.files import PAGE_BYTES, Reference
+from usermm.grants.files import PAGE_BYTES, UNCLEARABLE, Reference
 from usermm.grants.foreign import Foreign, ForeignMemory
 from usermm.grants.local_file import LocalFile, Requests
 from usermm.grants.packed import PackedGntdev
@@ -38,7 +38,10 @@ class _Map:
     first: int
     references: tuple[Reference, ...]
     memory: weakref.ref[MappedGrants] | None = None
+    is_spent: bool = False
+    """mmap came to its grants, and mapped them or was refused."""
     writable: bool = False
+    """What that mmap asked for."""
     notification: _Notification | None = None
     mapped_in: dict[int, _Map] | None = None
     """The mappings of its file, in which it is while it is mapped."""
@@ -84,7 +87,10 @@ class LocalGntdev(LocalFile, PackedGntdev):
     def mmap(
         self, length: int, prot: int, flags: int, offset: int, kind: type[MappedGrants] = MappedGrants
     ) -> MappedGrants:
-        """Maps all pages of one MAP_GRANT_REF, once. EINVAL: everything else, and grants that cannot be mapped so."""
+        """Maps all pages of one MAP_GRANT_REF, once. EINVAL: everything else, and grants that cannot be mapped so.
+
+        An index whose grants were refused is spent, too: MAP_GRANT_REF gives another.
+        """
         self._check_usable("mmap")
         call = f"gntdev: mmap({length} bytes at {offset:#x})"
         writable = bool(prot & _mmap.PROT_WRITE)
@@ -95,20 +101,31 @@ class LocalGntdev(LocalFile, PackedGntdev):
         if found is None or offset % PAGE_BYTES or pages != found.count:
             text = f"{call}: no MAP_GRANT_REF gave this index with {pages} pages: map all of one"
             raise grant_refused(errno.EINVAL, text)
-        if found.memory is not None:
-            raise grant_refused(errno.EINVAL, f"{call}: it was mapped before: each index can be mapped once")
+        self._spend(found, writable, call)
         try:
             memory = self._foreign.map(found.references, writable=writable, kind=kind)
         except Refusal as refusal:
             raise grant_refused(refusal.errno, f"{call}: {refusal.reason}") from None
+        except BaseException:
+            found.is_spent = False  # something ran out before its grants were looked at
+            raise
         memory.map = found
-        found.writable = writable
         found.memory = weakref.ref(memory)
         found.mapped_in = self._mapped
         self._mapped[found.first] = found
         if found.notification is not None:
             self._notify(found, found.notification)
         return memory
+
+    def _spend(self, found: _Map, writable: bool, call: str) -> None:
+        """One mmap of all that are tried goes on."""
+        with self._lock:
+            if found.is_spent:
+                raise grant_refused(errno.EINVAL, f"{call}: it was mapped or refused before: take a new index")
+            before = found.notification
+            if before is not None and before.actions & abi.NOTIFY_CLEAR_BYTE and not writable:
+                raise grant_refused(errno.EINVAL, f"{call}: {UNCLEARABLE}")
+            found.is_spent, found.writable = True, writable
 
     def close(self) -> None:
         """Forgets what is not mapped; mappings stay until they are unmapped."""
@@ -163,15 +180,16 @@ class LocalGntdev(LocalFile, PackedGntdev):
         call = f"gntdev: SET_UNMAP_NOTIFY(index {index:#x}, action {actions}, port {port})"
         if actions & ~(abi.NOTIFY_CLEAR_BYTE | abi.NOTIFY_SEND_EVENT):
             raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
+        self._foreign.check_notification(index % PAGE_BYTES, actions, port, call)  # the port first, as the driver does
         page = index // PAGE_BYTES
         found = next((each for each in self._maps.values() if 0 <= page - each.first < each.count), None)
         if found is None:
             raise grant_refused(errno.ENOENT, f"{call}: no MAP_GRANT_REF gave this index")
-        if actions & abi.NOTIFY_CLEAR_BYTE and found.memory is not None and not found.writable:
-            raise grant_refused(errno.EINVAL, f"{call}: CLEAR_BYTE on a read-only mapping: map it writable")
-        self._foreign.check_notification(index % PAGE_BYTES, actions, port, call)
-        before = found.notification
-        found.notification = _Notification(page - found.first, index % PAGE_BYTES, actions, port)
+        with self._lock:
+            if actions & abi.NOTIFY_CLEAR_BYTE and found.is_spent and not found.writable:
+                raise grant_refused(errno.EINVAL, f"{call}: CLEAR_BYTE on a read-only mapping: map it writable")
+            before = found.notification
+            found.notification = _Notification(page - found.first, index % PAGE_BYTES, actions, port)
         self._notify(found, found.notification)
         if before is not None and before.page != found.notification.page:  # the hypervisor keeps one for each page
             self._notify(found, _Notification(before.page, 0, 0, 0))

@@ -12,7 +12,7 @@ import os
 
 from usermm._core import Memory
 from usermm.grants.files import PAGE_BYTES
-from usermm.grants.watching import PoolMapping, Watching
+from usermm.grants.watching import PoolMapping, Watching, file_of
 from usermm.hypercalls.pools import BLOCK, CLOSED_WORD, HELD_WORDS, PAGES, USES, WORD, page_of
 
 _ZEROS = bytes(PAGE_BYTES)
@@ -117,7 +117,7 @@ class GranteePool:
             self._table = _page(descriptors[1], writable=False)
             self._marks = _page(descriptors[2], writable=True)
         self._descriptor = descriptors[0]
-        self._inodes = frozenset({os.fstat(descriptors[0]).st_ino})
+        self._files = frozenset({file_of(descriptors[0])})
         self._mappings: dict[bool, PoolMapping] = {}
         self._watching = watching
         self.handle = handle
@@ -144,7 +144,7 @@ class GranteePool:
             run = self._descriptor, 0, PAGES * PAGE_BYTES
             # Private, so that a userfaultfd can watch it; a private mapping that is only read stays the file's pages.
             found = PoolMapping([run], writable=writable, shared=writable, inherit=False)
-            found.watch(self._watching, self._inodes)
+            found.watch(self._watching, self._files)
             self._mappings[writable] = found
         return found
 

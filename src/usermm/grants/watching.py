@@ -1,13 +1,15 @@
 """Noticing at once that somebody else in this process unmapped, moved or mapped over a grant.
 
 The hypervisor learns of it by the lock of the mapping's open file, a fraction of a millisecond later. What this process
-itself has to know, before it does the next thing at that address, the notifications of `Ummunotify` tell.
+itself has to know, before it does the next thing at that address, the notifications of `Ummunotify` tell. Where there
+are none, of a real Xen's pages and in processes that may not have a userfaultfd, /proc/self/maps is looked at instead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 import threading
 import weakref
@@ -23,12 +25,19 @@ from usermm.uapi import procfs
 from usermm.ummunotify.device import Ummunotify
 from usermm.ummunotify.events import Invalidation
 
-_NAME = "/memfd:usermm:grant"
+FileName = tuple[int, int]
+"""st_dev and st_ino, by which /proc/self/maps names files too."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def file_of(descriptor: int) -> FileName:
+    """What the kernel calls the file that is open there."""
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
+
+
 class Watching:
-    """One device for all mappings of a domain; none where this process may not have one: then only locks tell."""
+    """One device for all mappings of a domain; none where this process may not have one."""
 
     def __init__(self) -> None:
         self._device: Ummunotify | None = None
@@ -110,32 +119,41 @@ class WatchedMemory(Memory):
     _watching: Watching | None = None
     _cookie: int | None = None
     _is_whole = True
-    _inodes: frozenset[int] = frozenset()
+    _files: frozenset[FileName] = frozenset()
+    """What it maps; none for a part of something that is mapped once."""
+    _kept: frozenset[int] = frozenset()
+    """Pages that are this process's own by now, by their addresses."""
     _pool_mapping: PoolMapping | None = None
     """Of which this is a page: that one is watched, and unmapped in the end."""
     _device: Forgetful | None = None
     """Who is told when it is let go: the device that made it."""
 
-    def watch(self, watching: Watching, inodes: frozenset[int]) -> None:
-        """From here on `is_mapped` is exact. `inodes` are those of the files that it maps."""
+    def watch(self, watching: Watching | None, files: frozenset[FileName]) -> None:
+        """From here on `is_mapped` is exact. `files` are those that it maps."""
         self._watching = watching
-        self._inodes = inodes
-        self._cookie = watching.add(self, self.address, len(self))
+        self._files = files
+        if watching is not None:
+            self._cookie = watching.add(self, self.address, len(self))
 
     @property
     def is_mapped(self) -> bool:
         """Whether any of it is still mapped where it was; exact for this thread's own calls (see Ummunotify)."""
+        self._settle()
+        return not self.closed and (self._pool_mapping is None or self._pool_mapping.has(self.address))
+
+    def _settle(self) -> None:
         if self._watching is not None:
             self._watching.settle()
-        return not self.closed and (self._pool_mapping is None or self._pool_mapping.has(self.address))
+        is_unwatched = self._cookie is None and self._files and not self.closed
+        if is_unwatched and sum(end - start for start, end in self._pieces()) < len(self):
+            self._hit()
 
     def close(self) -> None:
         """Unmaps it. Raises BufferError while somebody has a buffer of it. May be called again."""
         self._close(wait=True)
 
     def _close(self, *, wait: bool) -> None:
-        if self._watching is not None:
-            self._watching.settle()
+        self._settle()
         if self.closed:
             self._tell_device()
             return
@@ -167,8 +185,14 @@ class WatchedMemory(Memory):
 
     def keep(self, offset: int, length: int) -> None:
         """From here on these bytes are this process's own, at the same address; nobody else's memory any more."""
+        self._settle()
         self._unwatch(still_mapped=True)  # or the exchange would look like somebody's munmap
-        self.detach(offset, length)
+        first, end = self.address + offset, self.address + offset + length
+        whole = [(first, end)] if self._is_whole else self._pieces()
+        for start, stop in [(max(first, start), min(end, stop)) for start, stop in whole]:
+            if start < stop:  # elsewhere somebody has mapped something else
+                self.detach(start - self.address, stop - start)
+                self._kept |= set(range(start, stop, PAGE_BYTES))
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing() or (self.closed and self._device is None):
@@ -204,8 +228,9 @@ class WatchedMemory(Memory):
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
             found = procfs.overlapping(lines, start, end)
         for mapping in found:
-            if mapping.inode in self._inodes and mapping.path.startswith(_NAME):
+            if (os.makedev(*mapping.device), mapping.inode) in self._files:
                 yield max(start, mapping.start), min(end, mapping.end)
+        yield from ((page, page + PAGE_BYTES) for page in self._kept)
 
 
 class PoolMapping(WatchedMemory):
@@ -215,13 +240,13 @@ class PoolMapping(WatchedMemory):
 
     def has(self, address: int) -> bool:
         """Whether the page at `address` is still mapped."""
+        self._settle()
         return address not in self._gone
 
     @property
     def is_torn(self) -> bool:
         """Whether somebody unmapped a page of it: new parts need a new mapping."""
-        if self._watching is not None:
-            self._watching.settle()
+        self._settle()
         return bool(self._gone)
 
     def _hit(self) -> None:

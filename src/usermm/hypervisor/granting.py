@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls import pools as pool_layouts
-from usermm.hypercalls.wire import DOMID_FIRST_RESERVED, DOMID_SELF
+from usermm.hypercalls.wire import DOMID_FIRST_RESERVED
 from usermm.hypervisor import extents, memfds, pools
 from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.domains import DomainRecord
@@ -46,7 +46,7 @@ class Granting:
     def allocate(self, domain: DomainRecord, payload: memoryview) -> Reply:
         """ALLOCATE: `count` fresh pages that `grantee` may map."""
         grantee, flags, count = layouts.ALLOCATE.unpack(payload)
-        grantee, table = self._check(domain, grantee, count)
+        table = self._check(domain, grantee, count)
         first = self._references(domain).take(count, table)
         extent = self._extent(domain, grantee, flags, count)
         extent.first_reference = first
@@ -65,7 +65,7 @@ class Granting:
     def pool(self, domain: DomainRecord, payload: memoryview) -> Reply:
         """POOL: pages for one grantee that are granted one by one, without the hypervisor."""
         grantee, flags = pool_layouts.POOL.unpack(payload)
-        grantee, table = self._check(domain, grantee, pool_layouts.PAGES)
+        table = self._check(domain, grantee, pool_layouts.PAGES)
         if len(table.pools) >= pool_layouts.MOST_POOLS:
             text = f"pool(for domain {grantee}): domain {domain.domid} has {len(table.pools)}: allocate pages singly"
             raise Refused(errno.ENOSPC, text)
@@ -88,9 +88,7 @@ class Granting:
         self._record(domain, extent)
         return Reply(pool_layouts.POOL_MADE.pack(first, self._isolated(domain, grantee)), [data, *descriptors])
 
-    def _check(self, domain: DomainRecord, grantee: int, count: int) -> tuple[int, Table]:
-        if grantee == DOMID_SELF:
-            grantee = domain.domid
+    def _check(self, domain: DomainRecord, grantee: int, count: int) -> Table:
         call = f"allocate({count} pages for domain {grantee})"
         if grantee >= DOMID_FIRST_RESERVED or not 0 < count <= MOST_PAGES:
             text = f"{call}: pass a domid below {DOMID_FIRST_RESERVED:#x} and a count from 1 to {MOST_PAGES}"
@@ -100,7 +98,7 @@ class Granting:
             raise Refused(errno.EACCES, f"{call}: the policy does not let domain {domain.domid} grant to it")
         table = self._holding.tables[domain.domid]
         _refuse_beyond_quota(domain, table, call, count)
-        return grantee, table
+        return table
 
     def _extent(self, domain: DomainRecord, grantee: int, flags: int, count: int) -> Extent:
         """Memory, and the hypervisor told of; the caller gives it references. Raises OSError."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls import pools as pool_layouts
-from usermm.hypercalls.wire import DOMID_SELF, LONGEST_REPLY_BYTES, MOST_DESCRIPTORS
+from usermm.hypercalls.wire import LONGEST_REPLY_BYTES, MOST_DESCRIPTORS
 from usermm.hypervisor import memfds, pools
 from usermm.hypervisor.calls import Refused, Reply
 from usermm.hypervisor.domains import DomainRecord
@@ -129,8 +129,6 @@ class Mapping:
                 index += pages
 
     def _granted(self, domain: DomainRecord, grantor: int, reference: int, writable: bool, index: int) -> Extent:
-        if grantor == DOMID_SELF:
-            grantor = domain.domid
         call = f"map(domain {grantor}, reference {reference})"
         table = self._holding.tables.get(grantor)
         if table is None:

@@ -6,7 +6,7 @@ import errno
 import select
 
 from usermm.errors import from_errno, grant_refused
-from usermm.testing.grant_channels import DOMID_SELF, Port
+from usermm.testing.grant_channels import Port
 from usermm.testing.grant_layouts import Argument, copy_in, unknown
 from usermm.testing.grant_machine import DOMID_FIRST_RESERVED, ModelDomain
 from usermm.uapi import xen_evtchn as uapi
@@ -56,17 +56,15 @@ class ModelEvtchn:
         return self._bound(self._channels.bind_virq(self._domain.domid, virq, control=self._domain.control))
 
     def _bind_interdomain(self, remote_domid: int, remote_port: int) -> int:
-        self._check_restriction(remote_domid)
+        if self._restricted not in (None, remote_domid):
+            raise grant_refused(errno.EACCES, f"bind({remote_domid}): the file is restricted to {self._restricted}")
         return self._bound(self._channels.bind_interdomain(self._domain.domid, remote_domid, remote_port))
 
     def _bind_unbound(self, remote_domid: int) -> int:
-        self._check_restriction(remote_domid)
+        """Who would bind it is anybody's choice: a restricted file has none."""
+        if self._restricted is not None:
+            raise grant_refused(errno.EACCES, "BIND_UNBOUND_PORT: the file is restricted")
         return self._bound(self._channels.bind_unbound(self._domain.domid, remote_domid))
-
-    def _check_restriction(self, remote_domid: int) -> None:
-        remote_domid = self._domain.domid if remote_domid == DOMID_SELF else remote_domid
-        if self._restricted not in (None, remote_domid):
-            raise grant_refused(errno.EACCES, f"bind({remote_domid}): the file is restricted to {self._restricted}")
 
     def _bound(self, port: Port) -> int:
         self._ports[port.number] = port

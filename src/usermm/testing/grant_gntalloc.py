@@ -94,11 +94,14 @@ class ModelGntalloc:
         listed.notification = Notification(action, index % PAGE_BYTES, port)
 
     def mmap(self, length: int, prot: int, flags: int, offset: int) -> ModelMapping:
-        """Any run of pages of this file, over several allocations too. EINVAL: not MAP_SHARED. ENOENT: not there."""
+        """Any run of pages of this file, over several allocations too.
+
+        EINVAL: not MAP_SHARED, not at a page. ENOENT: not there.
+        """
         self._check_open()
         count = pages_of(length)
-        if length <= 0 or not is_shared(flags, "mmap"):
-            raise grant_refused(errno.EINVAL, "mmap(gntalloc): only MAP_SHARED, of at least a page")
+        if length <= 0 or offset % PAGE_BYTES or not is_shared(flags, "mmap"):
+            raise grant_refused(errno.EINVAL, "mmap(gntalloc): only MAP_SHARED, of whole pages, one at least")
         if not self._has(offset, count):
             raise grant_refused(errno.ENOENT, f"mmap(gntalloc): {count} pages at {offset:#x} are not of this file")
         listed = [self._listed[offset + position * PAGE_BYTES] for position in range(count)]

@@ -18,10 +18,12 @@ _ACTIONS = uapi.NOTIFY_CLEAR_BYTE | uapi.NOTIFY_SEND_EVENT
 
 @dataclass(eq=False)
 class _Map:
-    """The references of one MAP_GRANT_REF, at `index`. Mapped at most once."""
+    """The references of one MAP_GRANT_REF, at `index`. Mapped at most once; `tried`: refused counts as well."""
 
     index: int
     references: list[tuple[int, int]]
+    tried: bool = False
+    writable: bool = False
     mapping: ModelMapping | None = None
     notification: Notification = field(default_factory=Notification)
     notified_page: int = 0
@@ -86,16 +88,19 @@ class ModelGntdev:
     def mmap(self, length: int, prot: int, flags: int, offset: int) -> ModelMapping:
         """Maps all grants of one MAP_GRANT_REF. Read-only unless PROT_WRITE is asked for.
 
-        EINVAL: whatever is wrong, with the map, the flags or a grant.
+        EINVAL: whatever is wrong, with the map, the flags or a grant. After a bad grant the index is spent.
         """
         self._check_open()
         writable = is_writable(prot)
         if not is_shared(flags, "mmap") and writable:
             raise grant_refused(errno.EINVAL, "mmap(gntdev): a writable mapping needs MAP_SHARED")
         found = self._find(offset, pages_of(length))
-        if found is None or found.mapping is not None:
-            raise grant_refused(errno.EINVAL, f"mmap(gntdev): {length} bytes at {offset:#x}: no map, or mapped already")
+        if found is None or found.tried:
+            raise grant_refused(errno.EINVAL, f"mmap(gntdev): {length} bytes at {offset:#x}: no map, or tried already")
+        if found.notification.action & uapi.NOTIFY_CLEAR_BYTE and not writable:
+            raise grant_refused(errno.EINVAL, "mmap(gntdev): CLEAR_BYTE is set, and the mapping would be read-only")
         here = found
+        here.tried, here.writable = True, writable
         try:
             mapping = self._domain.machine.map(
                 self._domain, here.references, writable=writable, on_unmap=lambda: self._unmapped(here)
@@ -136,7 +141,7 @@ class ModelGntdev:
         found = next((each for each in self._maps if each.index <= index < each.end), None)
         if found is None:
             raise grant_refused(errno.ENOENT, f"SET_UNMAP_NOTIFY({index:#x}): no map there")
-        if action & uapi.NOTIFY_CLEAR_BYTE and found.mapping is not None and not found.mapping.writable:
+        if action & uapi.NOTIFY_CLEAR_BYTE and found.tried and not found.writable:
             raise grant_refused(errno.EINVAL, "SET_UNMAP_NOTIFY: the mapping is read-only, its byte cannot be cleared")
         found.notified_page, byte = divmod(index - found.index, PAGE_BYTES)
         found.notification = Notification(action, byte, port)
