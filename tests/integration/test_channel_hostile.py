@@ -17,8 +17,9 @@ from support.processes import in_child
 from support.threads import running
 
 import usermm
-from usermm import ArgumentError, Channel, ClosedError, ForkedError, PeerGoneError, ProtocolError
+from usermm import ArgumentError, ArgumentTypeError, Channel, ClosedError, ForkedError, PeerGoneError, ProtocolError
 from usermm.channels import rendezvous
+from usermm.channels.listener import Listener
 
 
 @pytest.fixture
@@ -117,10 +118,26 @@ def test_no_time_at_all(domains: tuple[usermm.Domain, usermm.Domain], ends: tupl
 def test_a_shape_that_is_none_loses_no_slot(ends: tuple[Channel, Channel], shape: Any) -> None:
     here, _ = ends
     for _ in range(6):
-        with pytest.raises(ArgumentError):
+        with pytest.raises((ArgumentError, ArgumentTypeError)):
             here.loan(shape, "u1", timeout=0)
     loans = [here.loan(3, timeout=0) for _ in range(4)]
     assert len(loans) == 4
+
+
+@pytest.mark.parametrize("kind", [[("x", "i4")], {"no": "type"}, "no type", [1]])
+def test_a_type_that_is_none(ends: tuple[Channel, Channel], kind: Any) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=r"^(loan|channel)"):
+        ends[0].loan(3, kind, timeout=0)
+
+
+@pytest.mark.parametrize("array", [[1, 2], b"12", None, np.ma.masked_array([1, 2], [True, False])])  # type: ignore[no-untyped-call]
+def test_what_is_no_array_or_more_than_one(ends: tuple[Channel, Channel], array: Any) -> None:
+    """A mask would get lost without a word."""
+    here, there = ends
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="send_array"):
+        here.send_array(array, 0)
+    with pytest.raises(TimeoutError):
+        there.receive_array(0)
 
 
 def test_a_shape_of_numpys_ints(ends: tuple[Channel, Channel]) -> None:
@@ -230,6 +247,30 @@ def test_reconnecting_can_be_tried_again(domains: tuple[usermm.Domain, usermm.Do
         accepted[1].close()
     with pytest.raises(ClosedError):
         channel.reconnect(0)
+
+
+def test_ports_of_dropped_channels_are_used_again(domains: tuple[usermm.Domain, usermm.Domain]) -> None:
+    """The next that is bound unbinds them."""
+    seen = set()
+    for _ in range(10):
+        here, there = joined(*domains)
+        seen.add(here._port.port)
+        del here, there
+        gc.collect()
+    assert len(seen) <= 2
+
+
+def test_closing_a_listener_that_somebody_waits_at(domains: tuple[usermm.Domain, usermm.Domain]) -> None:
+    for pause_s in (0, 0.0002, 0.001, 0.01):
+        for _ in range(5):
+            listener = Channel.listen(domains[0], "door")
+
+            def close(pause_s: float = pause_s, listener: Listener = listener) -> None:
+                time.sleep(pause_s)
+                listener.close()
+
+            with running(close), pytest.raises(ClosedError, match=r"accept\(door\): the listener is closed"):
+                listener.accept(WAIT_S)
 
 
 def test_who_drops_a_channel_hangs_up(domains: tuple[usermm.Domain, usermm.Domain]) -> None:

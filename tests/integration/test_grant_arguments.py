@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from support.calls import refused_line
 
@@ -27,14 +28,63 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "gntalloc.set_unmap_notify(2**64)": lambda domain: domain.gntalloc.set_unmap_notify(1 << 64),
     "allocate(1, 1.0)": lambda domain: domain.gntalloc.allocate(1, 1.0),
     "allocate(1, -1)": lambda domain: domain.gntalloc.allocate(1, -1),
+    "allocate('x')": lambda domain: domain.gntalloc.allocate("x"),
+    "allocate(2**16)": lambda domain: domain.gntalloc.allocate(1 << 16),
+    "alloc_gref(1, -1, 1)": lambda domain: domain.gntalloc.alloc_gref(1, -1, 1),
+    "dealloc_gref(-1, 1)": lambda domain: domain.gntalloc.dealloc_gref(-1, 1),
+    "gntalloc.mmap(-1, 1)": lambda domain: domain.gntalloc.mmap(-1, 1),
+    "gntalloc.mmap(0, 1.0)": lambda domain: domain.gntalloc.mmap(0, 1.0),
+    "gntdev.mmap(0.0, 1)": lambda domain: domain.gntdev.mmap(0.0, 1),
+    "map(1, None)": lambda domain: domain.gntdev.map(1, None),
+    "map(1, 8.0)": lambda domain: domain.gntdev.map(1, 8.0),
+    "map('x', 8)": lambda domain: domain.gntdev.map("x", 8),
+    "map_grant_ref([8])": lambda domain: domain.gntdev.map_grant_ref([8]),
+    "map_grant_ref([(1, 2, 3)])": lambda domain: domain.gntdev.map_grant_ref([(1, 2, 3)]),
+    "unmap_grant_ref(-1, 1)": lambda domain: domain.gntdev.unmap_grant_ref(-1, 1),
+    "unmap_grant_ref(0, 1.0)": lambda domain: domain.gntdev.unmap_grant_ref(0, 1.0),
+    "notify(-1)": lambda domain: domain.evtchn.bind_interdomain(1, -1),
+    "Channel.connect(-1)": lambda domain: usermm.Channel.connect(domain, -1, "x", 0),
+    "Channel.connect(99999)": lambda domain: usermm.Channel.connect(domain, 99999, "x", 0),
+    "Channel.connect(None)": lambda domain: usermm.Channel.connect(domain, None, "x", 0),
+    "Channel.connect('a/b')": lambda domain: usermm.Channel.connect(domain, "a/b", "x", 0),
+    "Channel.listen(peer=-1)": lambda domain: usermm.Channel.listen(domain, "x", -1),
+    "Channel.listen(slots=1.5)": lambda domain: usermm.Channel.listen(domain, "x", slots=1.5),
+    "Channel.listen(slot_bytes='x')": lambda domain: usermm.Channel.listen(domain, "x", slot_bytes="x"),
+    "Channel.listen(stream_bytes=-1)": lambda domain: usermm.Channel.listen(domain, "x", stream_bytes=-1),
+    "Channel.listen(long name)": lambda domain: usermm.Channel.listen(domain, "x" * 5000),
+    "Channel.listen(5)": lambda domain: usermm.Channel.listen(domain, 5),
+}
+
+
+WRONG_KINDS = {
+    "allocate(1, 1.0)",
+    "allocate('x')",
+    "gntalloc.mmap(0, 1.0)",
+    "gntdev.mmap(0.0, 1)",
+    "unmap_grant_ref(0, 1.0)",
+    "Channel.connect(None)",
+    "Channel.listen(slots=1.5)",
+    "Channel.listen(slot_bytes='x')",
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_number_that_is_none(hypervisor: usermm.Hypervisor, name: str) -> None:
     with usermm.Domain(hypervisor.socket) as domain:
-        refused_line(lambda: CALLS[name](domain), usermm.ArgumentError)
+        kind = usermm.ArgumentTypeError if name in WRONG_KINDS else usermm.ArgumentError
+        refused_line(lambda: CALLS[name](domain), kind)
         assert domain.gntalloc.allocate(domain.domid, 1024).closed is False  # the limit is untouched
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint32])
+def test_numbers_of_numpy_are_numbers(hypervisor: usermm.Hypervisor, kind: Any) -> None:
+    with usermm.Domain(hypervisor.socket) as domain:
+        pages = domain.gntalloc.allocate(kind(domain.domid), kind(2))
+        assert type(pages.domid) is int
+        for wanted in (kind(pages.references[0]), np.array(pages.references, kind)):
+            with domain.gntdev.map(kind(domain.domid), wanted) as mapped:
+                assert all(type(number) is int for number in mapped.references[0])
+        pages.close()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class AsyncCalls:
 
     async def loan_async(self, wanted: int | tuple[int, ...], dtype: Any = None) -> arrays.Slot:
         """As `loan`."""
-        sizes = arrays.extent(arrays.sizes_of(wanted, dtype), dtype, self._out.slot_bytes)
+        sizes = arrays.extent_of(wanted, dtype, self._out.slot_bytes)
         self._check_peer("loan")
         attempt = functools.partial(arrays.Slot.take, self._out.messages, *sizes)
         return await self._sleeper.until_async(attempt, WANTS_SLOT, "loan")
@@ -61,7 +61,7 @@ class AsyncCalls:
 
     async def send_array_async(self, array: Any) -> int:
         """As `send_array`."""
-        slot = await self.loan_async(array.shape, array.dtype)
+        slot = await self.loan_async(*arrays.form_of(array))
         arrays.copy_into(slot, array)
         return slot.send()
 

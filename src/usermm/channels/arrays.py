@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from usermm._core import Message, MessageSlot
 from usermm.channels.rings import MOST_DIMENSIONS, Incoming
-from usermm.errors import ArgumentError, protocol_broken
+from usermm.errors import ArgumentError, ArgumentTypeError, protocol_broken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,20 +117,34 @@ def as_array(incoming: Incoming, message: Message, *, copy: bool) -> np.ndarray[
     return make(data)
 
 
-def sizes_of(wanted: Any, kind: Any) -> int | tuple[int, ...]:
-    """What a loan was asked for, as ints. Raises ArgumentError."""
+def form_of(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type of an array that is to be sent. Raises ArgumentTypeError, ArgumentError."""
+    try:
+        form = array.shape, array.dtype
+    except AttributeError:
+        text = f"send_array: pass a NumPy array, not {type(array)!r}: numpy.asarray makes one"
+        raise ArgumentTypeError(text) from None
+    if hasattr(array, "filled"):
+        raise ArgumentError("send_array: a masked array's mask cannot go with it: send filled(), or data and mask")
+    return form
+
+
+def extent_of(wanted: Any, kind: Any, most: int) -> tuple[int, bytes, tuple[int, ...]]:
+    """(bytes, type code, shape) of a loan. Raises ArgumentTypeError, ArgumentError."""
     try:
         if hasattr(wanted, "__index__"):
-            return operator.index(wanted)
-        return tuple([operator.index(size) for size in wanted])
-    except TypeError:
-        text = f"loan({wanted!r:.60}, {kind!r:.40}): pass a number of bytes, or a shape of ints with a dtype"
-        raise ArgumentError(text) from None
+            sizes: int | tuple[int, ...] = operator.index(wanted)
+        else:
+            sizes = tuple([operator.index(size) for size in wanted])
+        return _extent(sizes, kind, most)
+    except TypeError as error:  # also a type that is none, or none that can be remembered, as a list of fields
+        text = f"loan({wanted!r:.60}, {kind!r:.40}): pass a number of bytes, or a shape of ints with a dtype: {error}"
+        raise ArgumentTypeError(text) from None
 
 
 @functools.lru_cache(maxsize=256)
-def extent(wanted: int | tuple[int, ...], kind: Any, most: int) -> tuple[int, bytes, tuple[int, ...]]:
-    """(bytes, type code, shape) of a loan. Raises ArgumentError when no slot is large enough."""
+def _extent(wanted: int | tuple[int, ...], kind: Any, most: int) -> tuple[int, bytes, tuple[int, ...]]:
+    """Raises ArgumentError when no slot is large enough."""
     shape: tuple[int, ...] = ()
     if kind is None:
         if not isinstance(wanted, int) or wanted < 0:

@@ -19,6 +19,7 @@ from usermm.channels.listener import Listener
 from usermm.channels.rings import WANTS_BYTES, WANTS_MESSAGE, WANTS_ROOM, WANTS_SLOT, Geometry, Incoming, Outgoing
 from usermm.channels.waiting import Sleeper
 from usermm.errors import ArgumentError, ClosedError, DeviceError
+from usermm.grants.arguments import domain_number, unsigned
 from usermm.ummunotify.arguments import deadline_s
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class Channel(AsyncCalls):
 
         Raises GrantError (EEXIST): this domain listens for it already; QuotaError of the store.
         """
-        return Listener(domain, name, peer, geometry(slots, slot_bytes, stream_bytes), cls)
+        only = None if peer is None else domain_number(peer, "listen: peer")
+        return Listener(domain, name, only, geometry(slots, slot_bytes, stream_bytes), cls)
 
     @classmethod
     def connect(
@@ -167,7 +169,7 @@ class Channel(AsyncCalls):
 
         Waits while all slots are out: that is how a slow receiver slows the sender. Its memory has what was in it.
         """
-        sizes = arrays.extent(arrays.sizes_of(wanted, dtype), dtype, self._out.slot_bytes)
+        sizes = arrays.extent_of(wanted, dtype, self._out.slot_bytes)
         self._check_peer("loan")
         slot = Slot.take(self._out.messages, *sizes)
         if slot is None:
@@ -184,7 +186,7 @@ class Channel(AsyncCalls):
 
     def send_array(self, array: Any, timeout: float | None = None) -> int:
         """A copy of a NumPy array as one message; its number. To send without a copy fill in a loan()."""
-        slot = self.loan(array.shape, array.dtype, timeout=timeout)
+        slot = self.loan(*arrays.form_of(array), timeout=timeout)
         arrays.copy_into(slot, array)
         return slot.send()
 
@@ -272,7 +274,8 @@ class Channel(AsyncCalls):
 def geometry(slots: int, slot_bytes: int, stream_bytes: int) -> Geometry:
     """Sizes in whole pages; the stream's is rounded up to a power of two. Raises ArgumentError."""
     page = rendezvous.PAGE
-    pages = -(-stream_bytes // page)
-    made = Geometry(slots, -(-slot_bytes // page), 1 << max(0, pages - 1).bit_length())
+    pages = -(-unsigned(stream_bytes, 48, "channel: stream_bytes") // page)
+    slot_pages = -(-unsigned(slot_bytes, 48, "channel: slot_bytes") // page)
+    made = Geometry(unsigned(slots, 32, "channel: slots"), slot_pages, 1 << max(0, pages - 1).bit_length())
     made.check()
     return made

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,30 +42,33 @@ class Listener:
         """The next channel. Requests that cannot be met are refused, and waiting goes on. Raises TimeoutError."""
         deadline = deadline_s(timeout)
         while True:
-            channel = self._look()
-            if channel is not None:
-                return channel
-            left_s = min(_LOOK_S, deadline - time.monotonic())
-            if left_s <= 0:
-                raise TimeoutError(errno.ETIMEDOUT, f"accept({self.name}): nobody came within {timeout} s")
-            self._watch.read(left_s)
+            with self._closing_told():
+                channel = self._look()
+                if channel is not None:
+                    return channel
+                left_s = min(_LOOK_S, deadline - time.monotonic())
+                if left_s > 0:
+                    self._watch.read(left_s)
+                    continue
+            raise TimeoutError(errno.ETIMEDOUT, f"accept({self.name}): nobody came within {timeout} s")
 
     async def accept_async(self) -> Channel:
         """As `accept`, under asyncio."""
         loop = asyncio.get_running_loop()
         while True:
-            channel = self._look()
-            if channel is not None:
-                return channel
-            ready = asyncio.Event()
-            descriptor = self._watch.fileno()
-            loop.add_reader(descriptor, ready.set)
-            try:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ready.wait(), _LOOK_S)
-            finally:
-                loop.remove_reader(descriptor)
-            self._watch.read(0)
+            with self._closing_told():
+                channel = self._look()
+                if channel is not None:
+                    return channel
+                descriptor = self._watch.fileno()
+                ready = asyncio.Event()
+                loop.add_reader(descriptor, ready.set)
+                try:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(ready.wait(), _LOOK_S)
+                finally:
+                    loop.remove_reader(descriptor)
+                self._watch.read(0)
 
     def close(self) -> None:
         """Nobody can connect any more; channels stay. May be called again."""
@@ -84,9 +88,22 @@ class Listener:
                 return
             self._watch.read(left_s)
 
+    @contextlib.contextmanager
+    def _closing_told(self) -> Iterator[None]:
+        """What fails because another thread, or task, closes the listener meanwhile."""
+        try:
+            yield
+        except DeviceError:
+            if not self._watch.closed:
+                raise
+            raise self._closed() from None
+
+    def _closed(self) -> ClosedError:
+        return ClosedError(errno.EBADF, f"accept({self.name}): the listener is closed: listen again")
+
     def _look(self) -> Channel | None:
         if self._watch.closed:
-            raise ClosedError(errno.EBADF, f"accept({self.name}): the listener is closed: listen again")
+            raise self._closed()
         store = self._domain.store
         nodes = store.list(self._path)
         self._answered &= set(nodes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from usermm.errors import (
     UsermmError,
     protocol_broken,
 )
+from usermm.grants.arguments import domain_number
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.gntalloc import Allocation
 from usermm.grants.waiter import Waiter
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 VERSION = 1
 REQUEST, ANSWER, REFUSAL = b"?", b"=", b"!"
 _PAUSE_S = 0.01
+_MOST_LETTERS = 128  # with room below it for the requests' nodes
+_NAME = re.compile(rf"[A-Za-z0-9_@-]{{1,{_MOST_LETTERS}}}")
 _FIELDS = 7
 
 
@@ -113,15 +117,20 @@ def release_side(side: Side) -> None:
 
 def directory_of(domid: int, name: str) -> str:
     """Where a listener is found."""
-    if not name or not all(letter.isalnum() or letter in "-_@" for letter in name) or not name.isascii():
-        raise ArgumentError(f"channel: the name {name!r} has other characters than letters, digits and -_@")
+    _check_name("channel: name", name)
     return f"/local/domain/{domid}/channels/{name}"
 
 
+def _check_name(what: str, name: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ArgumentError(f"{what} {name!r:.60} must have 1 to {_MOST_LETTERS} letters, digits and -_@")
+
+
 def domid_of(domain: Domain, peer: int | str) -> int:
-    """A domain by its name. Raises BadReferenceError (ENOENT)."""
-    if isinstance(peer, int):
-        return peer
+    """A domain by its number or name. Raises BadReferenceError (ENOENT), ArgumentError for what can be neither."""
+    if not isinstance(peer, str):
+        return domain_number(peer, "connect: peer")
+    _check_name("connect: peer", peer)
     return int(domain.store.read(f"/names/{peer}"))
 
 

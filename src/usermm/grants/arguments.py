@@ -6,6 +6,7 @@ import operator
 from typing import SupportsIndex
 
 from usermm.errors import ArgumentError, ArgumentTypeError
+from usermm.hypercalls.wire import DOMID_FIRST_RESERVED
 
 
 def unsigned(value: SupportsIndex, bits: int, name: str) -> int:
@@ -16,4 +17,12 @@ def unsigned(value: SupportsIndex, bits: int, name: str) -> int:
         raise ArgumentTypeError(f"{name} must be an int, not {type(value)!r}") from None
     if not 0 <= number < 1 << bits:
         raise ArgumentError(f"{name} must be in 0..2**{bits}-1")
+    return number
+
+
+def domain_number(value: SupportsIndex, name: str) -> int:
+    """A number that a domain can have. Raises as above."""
+    number = unsigned(value, 64, name)
+    if number >= DOMID_FIRST_RESERVED:
+        raise ArgumentError(f"{name} {number} must be from 0 to {DOMID_FIRST_RESERVED - 1}")
     return number

@@ -10,7 +10,7 @@ from typing import Literal, Self, TypeVar
 
 from usermm.errors import ArgumentError, HypervisorGoneError, UnavailableError
 from usermm.grants import xen
-from usermm.grants.arguments import unsigned
+from usermm.grants.arguments import domain_number, unsigned
 from usermm.grants.evtchn import Evtchn
 from usermm.grants.foreign import Foreign
 from usermm.grants.gntalloc import Gntalloc
@@ -23,7 +23,7 @@ from usermm.grants.store import Store
 from usermm.grants.watching import Watching
 from usermm.hypercalls import wire
 from usermm.hypercalls.addresses import ENVIRONMENT, SYSTEM_SOCKET, user_socket
-from usermm.hypercalls.wire import DOMID_ANY, DOMID_FIRST_RESERVED, Operation
+from usermm.hypercalls.wire import DOMID_ANY, Operation
 from usermm.uapi.xen_gntalloc import LIMIT_PAGES
 
 Device = TypeVar("Device", Gntalloc, Gntdev, Evtchn, Store)
@@ -76,8 +76,7 @@ class Domain:
         """
         if backend not in ("auto", "local", "xen"):
             raise ArgumentError(f"Domain: backend must be 'auto', 'local' or 'xen', not {backend!r}")
-        if domid is not None and unsigned(domid, 16, "Domain: domid") >= DOMID_FIRST_RESERVED:
-            raise ArgumentError(f"Domain: domid {domid} must be from 0 to {DOMID_FIRST_RESERVED - 1}")
+        domid = None if domid is None else domain_number(domid, "Domain: domid")
         if name is not None and not (isinstance(name, str) and name.isprintable()):
             raise ArgumentError(f"Domain: name must be printable text, not {name!r:.60}")
         limit = unsigned(limit, 32, "Domain: limit")

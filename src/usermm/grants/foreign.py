@@ -64,10 +64,12 @@ class ForeignMemory(WatchedMemory):
 
     def _let_go(self, *, wait: bool) -> None:
         pool, self._pool = self._pool, None
+        if self._session is None or self._session.is_inherited:  # the parent has it mapped
+            return
         if pool is not None:
             pool.release(self._pool_page)
-        if self._session is None or (pool is not None and not self._is_notified):
-            return
+            if not self._is_notified:
+                return
         operation, payload = Operation.UNMAPPED, b"".join(layouts.HANDLE.pack(handle) for handle, _ in self.handles)
         if pool is not None:
             operation, payload = Operation.POOL_UNMAPPED, POOL_UNMAPPED.pack(pool.handle, self._pool_page)

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
 from usermm._core import Memory
-from usermm.errors import ArgumentError, DeviceError, grant_refused
+from usermm.errors import DeviceError, grant_refused
 from usermm.grants.arguments import unsigned
 from usermm.grants.device import Device
 from usermm.grants.files import PAGE_BYTES, GntallocFile
@@ -57,8 +57,8 @@ class Gntalloc(Device[GntallocFile]):
         The domain need not be there yet. Raises QuotaError (ENOSPC) when the device's limit or a quota of the
         hypervisor is used up, PermissionDeniedError (EACCES) when its policy says no.
         """
-        fits = type(count) is int and 0 <= domid < 1 << 16 and 0 <= count < 1 << 24
-        _check(fits, f"allocate(domain {domid}, {count} pages)", "a u16 and a count")
+        if type(domid) is not int or type(count) is not int or not (0 <= domid < 1 << 16 and 0 <= count < 1 << 24):
+            domid, count = unsigned(domid, 16, "allocate: domid"), unsigned(count, 24, "allocate: count")
         flags = abi.WRITABLE if writable else 0
         memory: Allocation
         memory, index, references = self._file.allocate(domid, flags, count, Allocation)
@@ -83,14 +83,12 @@ class Gntalloc(Device[GntallocFile]):
 
     def alloc_gref(self, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
         """ALLOC_GREF: the index to map them at, and the references. `flags` 1: the other domain may write."""
-        _check(0 <= domid < 1 << 16 and 0 <= flags < 1 << 16, f"alloc_gref(domain {domid}, flags {flags})", "u16")
-        _check(0 <= count < 1 << 24, f"alloc_gref({count} pages)", "a count of pages")
-        return self._file.alloc_gref(domid, flags, count)
+        domid, flags = unsigned(domid, 16, "alloc_gref: domid"), unsigned(flags, 16, "alloc_gref: flags")
+        return self._file.alloc_gref(domid, flags, unsigned(count, 24, "alloc_gref: count"))
 
     def dealloc_gref(self, index: int, count: int) -> None:
         """DEALLOC_GREF: what is mapped, here or there, stays until it is unmapped. BadReferenceError (EINVAL)."""
-        _check(0 <= index < 1 << 64 and 0 <= count < 1 << 32, f"dealloc_gref({index}, {count})", "u64 and u32")
-        self._file.dealloc_gref(index, count)
+        self._file.dealloc_gref(unsigned(index, 64, "dealloc_gref: index"), unsigned(count, 32, "dealloc_gref: count"))
 
     def mmap(
         self,
@@ -100,7 +98,8 @@ class Gntalloc(Device[GntallocFile]):
         flags: int = _mmap.MAP_SHARED,
     ) -> Memory:
         """Maps `count` pages at `index`. BadReferenceError: ENOENT an index that was not given, EINVAL other flags."""
-        memory: Memory = self._file.mmap(count * PAGE_BYTES, prot, flags, index)
+        length = unsigned(count, 32, "mmap: count") * PAGE_BYTES
+        memory: Memory = self._file.mmap(length, prot, flags, unsigned(index, 63, "mmap: index"))
         return memory
 
     def set_unmap_notify(self, index: int, *, clear_byte: bool = False, port: int | None = None) -> None:
@@ -135,9 +134,4 @@ def _consecutive(numbers: Iterable[int]) -> Iterator[list[int]]:
     """Ascending numbers, in as few runs as they have."""
     for _, run in itertools.groupby(enumerate(numbers), key=lambda each: each[1] - each[0]):
         yield [number for _, number in run]
-
-
-def _check(holds: bool, call: str, wanted: str) -> None:
-    if not holds:
-        raise ArgumentError(f"gntalloc: {call}: pass {wanted}")
 

@@ -61,13 +61,12 @@ class Gntdev(Device[GntdevFile]):
         Raises BadReferenceError (EINVAL; of 2007 LimitError, ENOMEM) when one is not granted to this domain, has ended,
         or is read-only and `writable` is asked for; QuotaError and LimitError when something ran out.
         """
-        numbers = [references] if isinstance(references, int) else references
+        numbers = references if isinstance(references, Iterable) else [references]
         return self.map_many(((domid, number) for number in numbers), writable=writable)
 
     def map_many(self, references: Iterable[Reference], *, writable: bool = False) -> Mapping:
         """As `map`, for pages of several domains: (domid, reference) each."""
-        wanted = tuple(itertools.islice(references, abi.MOST_GRANTS + 1))  # the device refuses more
-        _check(wanted)
+        wanted = _checked(itertools.islice(references, abi.MOST_GRANTS + 1))  # the device refuses more
         mapping: Mapping
         mapping, index = self._file.map(wanted, writable=writable, kind=Mapping)
         mapping._device, mapping.index, mapping.references = self, index, wanted
@@ -75,19 +74,20 @@ class Gntdev(Device[GntdevFile]):
 
     def map_grant_ref(self, references: Sequence[Reference]) -> int:
         """MAP_GRANT_REF: the index to map them at. They are looked at when they are mapped, not now."""
-        _check(references)
-        return self._file.map_grant_ref(references)
+        return self._file.map_grant_ref(_checked(references))
 
     def mmap(
         self, index: int, count: int, prot: int = _mmap.PROT_READ, flags: int = _mmap.MAP_SHARED
     ) -> Memory:
         """Maps `count` pages at `index`; `prot` PROT_READ alone maps them read-only. Errors: see the personality."""
-        memory: Memory = self._file.mmap(count * PAGE_BYTES, prot, flags, index)
+        length = unsigned(count, 32, "mmap: count") * PAGE_BYTES
+        memory: Memory = self._file.mmap(length, prot, flags, unsigned(index, 63, "mmap: index"))
         return memory
 
     def unmap_grant_ref(self, index: int, count: int) -> None:
         """UNMAP_GRANT_REF: forgets what map_grant_ref gave. Of 2007 EBUSY while it is mapped."""
-        self._file.unmap_grant_ref(index, count)
+        where = unsigned(index, 63, "unmap_grant_ref: index")
+        self._file.unmap_grant_ref(where, unsigned(count, 32, "unmap_grant_ref: count"))
 
     def get_offset_for_vaddr(self, address: int) -> tuple[int, int]:
         """GET_OFFSET_FOR_VADDR: (index, count of pages) of the mapping at `address`; of 2007 only of its first byte."""
@@ -123,13 +123,16 @@ class Gntdev(Device[GntdevFile]):
             return  # the file is closed, which forgets it
 
 
-def _check(references: Sequence[Reference]) -> None:
+def _checked(references: Iterable[Reference]) -> tuple[Reference, ...]:
+    """As ints, whatever kind of numbers they are."""
+    packed = []
     for reference in references:
         try:
-            abi.REFERENCE.pack(*reference)
+            packed.append(abi.REFERENCE.pack(*reference))
         except (TypeError, struct.error):
             text = f"gntdev: map({reference!r:.60}): references are pairs of u32: (domid, reference)"
             raise ArgumentError(text) from None
+    return tuple(abi.REFERENCE.iter_unpack(b"".join(packed)))
 
 
 def _segment(wanted: Copy) -> bytes:

@@ -110,6 +110,8 @@ class LocalGntdev2007(LocalFile, PackedGntdev2007):
     def close(self) -> None:
         """Forgets the slots; what is mapped stays until it is unmapped. May be called again."""
         self._closed = True
+        if self.is_inherited:
+            return
         with _opening:
             _open_files.get(self._foreign, weakref.WeakSet[LocalGntdev2007]()).discard(self)
 

@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -43,6 +44,7 @@ class LocalEvtchn:
         self._refusal = 0  # EBADF once closed, ECHILD in a child
         self._ports = EventPorts(self._ask_for_end)
         self._senders = self._ports.senders
+        self._abandoned: deque[BoundPort] = deque()
         _open_files.add(self)
 
     def __del__(self) -> None:
@@ -196,6 +198,10 @@ class LocalEvtchn:
                 self._ports.rearm(port)
             return self._ports.lend(port)
 
+    def abandon(self, port: BoundPort) -> None:
+        """For finalizers: it is unbound before the next one is bound. Takes no lock."""
+        self._abandoned.append(port)
+
     # Ports come and go
 
     def _bind_unbound(self, remote: int) -> int:
@@ -212,6 +218,11 @@ class LocalEvtchn:
         return self._bind(Operation.PORT_VIRQ, layouts.VIRQ.pack(virq))
 
     def _bind(self, operation: Operation, payload: bytes) -> int:
+        while self._abandoned:
+            port = self._abandoned.popleft()
+            if self._ports.by_number.get(port.number) is port:
+                with contextlib.suppress(DeviceError):
+                    self._unbind(port.number)
         answer, descriptors = self._session.call(operation, payload)
         (number,) = layouts.PORT.unpack(answer)
         with self._lock:
@@ -282,6 +293,7 @@ class LocalEvtchn:
 
         Another thread of the parent may have held the lock, so it is not taken; there is no other thread here.
         """
+        self._lock = threading.Lock()
         if not self._refusal:
             self._refusal = errno.ECHILD
             self._ports.close_copies()

@@ -51,6 +51,11 @@ class LocalFile:
         """Whether close() was called."""
         return self._closed
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a child of the process that opened it: then its locks may be held by nobody who is here."""
+        return os.getpid() != self._owner
+
     def _check_usable(self, call: str) -> None:
         if os.getpid() != self._owner:
             text = f"{self._device}: {call}: the file is the parent's: open a domain in this child"

@@ -77,7 +77,7 @@ class GrantedPages(WatchedMemory):
     _parts: tuple[tuple[_Allocated, int, int], ...] = ()
 
     def _let_go(self, *, wait: bool) -> None:  # noqa: ARG002 - a release is only told
-        if self._file is not None:
+        if self._file is not None and not self._file.is_inherited:
             for allocated, page, pages in self._parts:
                 self._file._drop(allocated, page, pages)
 
@@ -149,6 +149,9 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
 
     def close(self) -> None:
         """Deallocates everything; what is mapped stays until it is unmapped."""
+        if self.is_inherited:
+            self._closed = True
+            return
         with self._lock:
             self._closed = True
             for allocated in list(dict.fromkeys(self._pages.values())):

@@ -104,6 +104,11 @@ class Session:
             self._stream.close()
 
     @property
+    def is_inherited(self) -> bool:
+        """Whether this is a child of the process whose domain it is."""
+        return os.getpid() != self._owner
+
+    @property
     def closed(self) -> bool:
         """Whether close() was called."""
         return self._stream.fileno() < 0

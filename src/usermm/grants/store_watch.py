@@ -35,6 +35,7 @@ class Watch:
         self._stream = socket.socket(fileno=descriptor)
         self._ask = ask
         self._owner = os.getpid()
+        self._is_closed = False
 
     def read(self, timeout: float | None = None) -> list[str]:
         """The paths that changed, each once, oldest first; relative ones where a relative path is watched.
@@ -62,6 +63,7 @@ class Watch:
 
     def close(self) -> None:
         """Ends the watch. May be called again."""
+        self._is_closed = True  # first: who wakes up finds the reason
         if self._stream.fileno() >= 0 and os.getpid() == self._owner:  # a child's shutdown would end the parent's
             with contextlib.suppress(OSError):
                 self._stream.shutdown(socket.SHUT_RDWR)  # whoever waits wakes up
@@ -70,7 +72,7 @@ class Watch:
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._stream.fileno() < 0
+        return self._is_closed
 
     def __enter__(self) -> Self:
         return self

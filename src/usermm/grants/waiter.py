@@ -87,11 +87,12 @@ class Waiter:
     def hang_up(self) -> None:
         """Tells the peer that this end is gone, for finalizers: nothing is asked and no lock is taken.
 
-        The port stays bound until it is unbound, or its file is closed.
+        The port is unbound before the file binds the next one.
         """
         if self._stream is not None:
             with contextlib.suppress(OSError):
                 self._stream.shutdown(socket.SHUT_RDWR)
+        self._file.abandon(self._port)
 
     def close(self) -> None:
         """The port stays bound, and masked. May be called again."""
