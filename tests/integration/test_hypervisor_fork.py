@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -105,9 +106,11 @@ def test_domains_hear_of_the_end_although_a_child_lives(path: Path) -> None:
 
 def share_for_ever(path: Path) -> None:
     """A process of two domains, which connects as soon as a hypervisor listens."""
-    while not path.exists():
-        time.sleep(0.001)
-    grantor, grantee = Domain(str(path), domid=GRANTOR), Domain(str(path), domid=GRANTEE)
+    grantor = None
+    while grantor is None:
+        with contextlib.suppress(HypervisorGoneError):  # not there, or not listening yet
+            grantor = Domain(str(path), domid=GRANTOR)
+    grantee = Domain(str(path), domid=GRANTEE)
     while True:
         with closing(grantor.gntalloc.allocate(GRANTEE, 2, writable=True)) as pages:
             grantee.gntdev.map(GRANTOR, pages.references, writable=True).close()
@@ -117,7 +120,10 @@ def test_no_grant_stays_mapped_by_a_fork_in_the_midst(path: Path) -> None:
     """Children are forked while descriptors are on their way to a domain. They live, and keep nothing."""
     children = [fork()]
     if not children[0]:
-        share_for_ever(path)
+        try:
+            share_for_ever(path)
+        finally:
+            os._exit(1)  # or the test would go on here, too
     try:
         with Hypervisor(str(path)):
             wait_until(lambda: any(grant["mapped_by"] for grant in session.status(str(path))["grants"]), LIMIT_S)
