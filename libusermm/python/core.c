@@ -6,6 +6,7 @@
 #include "cache.h"
 #include "channel.h"
 #include "owner.h"
+#include "pages.h"
 
 static PyObject *buffer_range(PyObject *module, PyObject *object) {
     uint64_t address, length;
@@ -32,6 +33,11 @@ static PyObject *has_hung_up(PyObject *module, PyObject *number) {
     return PyBool_FromLong(poll(&peer, 1, 0) > 0);
 }
 
+static PyObject *process(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLong(um_pages_process());
+}
+
 static PyObject *give_way(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     Py_BEGIN_ALLOW_THREADS
@@ -56,6 +62,7 @@ static PyObject *track_registrations(PyObject *module, PyObject *const *args, Py
 static PyMethodDef functions[] = {
     {"track_registrations", (PyCFunction)(void (*)(void))track_registrations, METH_FASTCALL, NULL},
     {"buffer_range", buffer_range, METH_O, NULL},
+    {"process", process, METH_NOARGS, NULL},
     {"give_way", give_way, METH_NOARGS, NULL},
     {"has_hung_up", has_hung_up, METH_O, NULL},
     {"counts", counts, METH_NOARGS, NULL},

@@ -297,6 +297,9 @@ def buffer_range(buffer: object, /) -> tuple[int, int]:
 def track_registrations(*ignored: object) -> None:
     """Shows the registrations held now to the garbage collector, which need not see those of a moment: gc.callbacks."""
 
+def process() -> int:
+    """os.getpid() without a system call: forks of every kind wipe the page that it is read from."""
+
 def give_way() -> None:
     """Lets others run on this core: sched_yield(2), without the interpreter's lock."""
 

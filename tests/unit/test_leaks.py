@@ -144,6 +144,7 @@ SUCCESSES: Final[dict[str, Callable[[Device], Any]]] = {
     "__aiter__ of nothing": _iterate_over_nothing,
     "buffer_range": lambda _: _core.buffer_range(memory),
     "buffer_range of a tensor": lambda _: _core.buffer_range(_TENSOR),
+    "process": lambda _: _core.process(),
     "give_way": lambda _: _core.give_way(),
     "has_hung_up": lambda device: _core.has_hung_up(device.fileno()),
     "counts": lambda _: _core.counts(),
@@ -257,6 +258,7 @@ def test_every_method_and_function_is_in_the_lists() -> None:
     assert _listed(SUCCESSES) == _methods() | _functions()
     cannot_fail = {"close", "closed", "flags", "monitor", "counts", "empty", "__enter__", "__exit__", "__aiter__"} | {
         "give_way",
+        "process",
         "track_registrations",
     }
     assert _listed(ERRORS) == (_methods() | _functions()) - cannot_fail

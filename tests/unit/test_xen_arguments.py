@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from usermm._core import process
 from usermm.errors import GrantError
 from usermm.grants.xen import XenFile, XenGntalloc, XenGntdev
 from usermm.uapi import xen_evtchn, xen_gntalloc, xen_gntdev
@@ -34,7 +35,7 @@ def null() -> Iterator[int]:
 
 def opened(kind: type[XenFile], descriptor: int) -> XenFile:
     file = kind.__new__(kind)
-    file._name, file._descriptor = "device", descriptor
+    file._name, file._descriptor, file._owner = "device", descriptor, process()
     return file
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn, Protocol, TypeVar
 
-from usermm._core import Memory, give_way, has_hung_up
+from usermm._core import Memory, give_way, has_hung_up, process
 from usermm.channels.rings import WAITING
 from usermm.errors import ClosedError, DeviceError, ForkedError, PeerGoneError
 from usermm.ummunotify.arguments import deadline_s
@@ -55,7 +55,7 @@ class Sleeper:
         self._port, self._control = port, control
         self._descriptor = port.fileno()
         self._lock = threading.RLock()  # a signal handler may close the channel
-        self._process = os.getpid()
+        self._process = process()
         self._condition = threading.Condition(self._lock)
         self._wanted: list[int] = []
         self._leader = False
@@ -75,7 +75,7 @@ class Sleeper:
     @property
     def is_inherited(self) -> bool:
         """Whether this is a child of the process that has the channel."""
-        return os.getpid() != self._process
+        return process() != self._process
 
     def _check_process(self) -> None:
         if self.is_inherited:

@@ -19,6 +19,7 @@ from usermm.uapi import xen_gntdev as abi
 from usermm.uapi.xen_gntdev import GrantStatus
 
 Personality = Literal["mainline", "seed2007"]
+_MORE = abi.MOST_GRANTS + 1  # than the device takes, which refuses them
 
 
 class Mapping(MappedGrants):
@@ -61,12 +62,12 @@ class Gntdev(Device[GntdevFile]):
         Raises BadReferenceError (EINVAL; of 2007 LimitError, ENOMEM) when one is not granted to this domain, has ended,
         or is read-only and `writable` is asked for; QuotaError and LimitError when something ran out.
         """
-        numbers = references if isinstance(references, Iterable) else [references]
-        return self.map_many(((domid, number) for number in numbers), writable=writable)
+        numbers = references if hasattr(references, "__iter__") else (references,)
+        return self.map_many([(domid, number) for number in itertools.islice(numbers, _MORE)], writable=writable)
 
     def map_many(self, references: Iterable[Reference], *, writable: bool = False) -> Mapping:
         """As `map`, for pages of several domains: (domid, reference) each."""
-        wanted = _checked(itertools.islice(references, abi.MOST_GRANTS + 1))  # the device refuses more
+        wanted = _checked(itertools.islice(references, _MORE))
         mapping: Mapping
         mapping, index = self._file.map(wanted, writable=writable, kind=Mapping)
         mapping._device, mapping.index, mapping.references = self, index, wanted

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from typing import ClassVar
 
+from usermm._core import process
 from usermm.errors import ArgumentError, ForkedError, grant_refused
 from usermm.uapi._ioctl import ioctl_size
 
@@ -21,7 +21,7 @@ class LocalFile:
 
     def __init__(self) -> None:
         self._closed = False
-        self._owner = os.getpid()
+        self._owner = process()
         self._requests = self._make_requests()
 
     def _make_requests(self) -> Requests:
@@ -54,10 +54,10 @@ class LocalFile:
     @property
     def is_inherited(self) -> bool:
         """Whether this is a child of the process that opened it: then its locks may be held by nobody who is here."""
-        return os.getpid() != self._owner
+        return process() != self._owner
 
     def _check_usable(self, call: str) -> None:
-        if os.getpid() != self._owner:
+        if process() != self._owner:
             text = f"{self._device}: {call}: the file is the parent's: open a domain in this child"
             raise ForkedError(errno.ECHILD, text)
         if self._closed:

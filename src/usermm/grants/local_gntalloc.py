@@ -67,6 +67,16 @@ class _Allocated:
     is_notified: bool = False
     is_revoked: bool = False
 
+    @property
+    def index(self) -> int:
+        """Of its first page."""
+        return self.first_page * PAGE_BYTES
+
+    @property
+    def references(self) -> range:
+        """One a page."""
+        return range(self.first_reference, self.first_reference + self.count)
+
 
 class GrantedPages(WatchedMemory):
     """Pages of this domain's own, granted to another and mapped here."""
@@ -119,7 +129,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
             raise grant_refused(errno.EINVAL, text)
         with self._lock:
             one = self._pages.get(page) if pages == 1 and prot & _mmap.PROT_WRITE else None
-            if one is not None and one.pool is not None:  # it is mapped already: no system call
+            if one is not None and one.pool is not None:
                 return self._part_of_pool(one, one.pool, kind)
             parts = tuple(self._find(offset, pages, errno.ENOENT, "mmap"))
             with contextlib.ExitStack() as unneeded:
@@ -173,21 +183,40 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
 
     def alloc_gref(self, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
         """ALLOC_GREF. QuotaError (ENOSPC), PermissionDeniedError (EACCES), BadReferenceError (EINVAL)."""
+        allocated = self._alloc(domid, flags, count)
+        return allocated.index, allocated.references
+
+    def allocate(
+        self, domid: int, flags: int, count: int, kind: type[GrantedPages]
+    ) -> tuple[GrantedPages, int, Sequence[int]]:
+        """ALLOC_GREF and mmap. Errors of both."""
+        allocated = self._alloc(domid, flags, count)
+        try:
+            if allocated.pool is None:
+                prot = _mmap.PROT_READ | _mmap.PROT_WRITE
+                memory = self.mmap(count * PAGE_BYTES, prot, _mmap.MAP_SHARED, allocated.index, kind)
+            else:
+                with self._lock:
+                    memory = self._part_of_pool(allocated, allocated.pool, kind)
+        except BaseException:
+            self.dealloc_gref(allocated.index, count)
+            raise
+        return memory, allocated.index, allocated.references
+
+    def _alloc(self, domid: int, flags: int, count: int) -> _Allocated:
         self._check_usable("ALLOC_GREF")
         self._limit.take(count, domid)
         try:
             with self._lock:
-                allocated = self._allocate(domid, bool(flags & abi.WRITABLE), count)
+                return self._allocate(domid, bool(flags & abi.WRITABLE), count)
         except BaseException:
             self._limit.give_back(count)
             raise
-        first = allocated.first_reference
-        return allocated.first_page * PAGE_BYTES, range(first, first + count)
 
     def _part_of_pool(self, allocated: _Allocated, pool: GrantorPool, kind: type[GrantedPages]) -> GrantedPages:
+        """It is mapped already: no system call. The caller has the lock."""
         memory = kind.part(pool.memory, page_of(allocated.first_reference) * PAGE_BYTES, PAGE_BYTES)
-        with self._lock:
-            allocated.users[0] += 1
+        allocated.users[0] += 1
         memory._file, memory._parts = self, ((allocated, 0, 1),)
         memory.is_isolated = allocated.is_isolated
         return memory
@@ -236,6 +265,8 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
     def _find(self, index: int, count: int, missing: int, call: str) -> list[tuple[_Allocated, int, int]]:
         """(allocation, its page, pages) for `count` pages from `index`, or the errno `missing`."""
         page, misplaced = divmod(index, PAGE_BYTES)
+        if count == 1 and not misplaced and (one := self._pages.get(page)) is not None:
+            return [(one, page - one.first_page, 1)]
         end, found = page + count, []
         there = count and not misplaced
         while there and page < end:

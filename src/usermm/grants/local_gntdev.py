@@ -50,6 +50,15 @@ class _Map:
     def count(self) -> int:
         return len(self.references)
 
+    @property
+    def index(self) -> int:
+        return self.first * PAGE_BYTES
+
+    @property
+    def call(self) -> str:
+        """Its mmap, for messages."""
+        return f"gntdev: mmap({self.count * PAGE_BYTES} bytes at {self.index:#x})"
+
 
 class MappedGrants(ForeignMemory):
     """Pages of other domains, mapped through a gntdev file."""
@@ -92,20 +101,34 @@ class LocalGntdev(LocalFile, PackedGntdev):
         An index whose grants were refused is spent, too: MAP_GRANT_REF gives another.
         """
         self._check_usable("mmap")
-        call = f"gntdev: mmap({length} bytes at {offset:#x})"
         writable = bool(prot & _mmap.PROT_WRITE)
         if writable and not flags & _mmap.MAP_SHARED:
-            raise grant_refused(errno.EINVAL, f"{call}: a writable private mapping: pass MAP_SHARED")
+            text = f"mmap({length} bytes at {offset:#x}): a writable private mapping: pass MAP_SHARED"
+            raise grant_refused(errno.EINVAL, f"gntdev: {text}")
         found = self._maps.get(offset // PAGE_BYTES)
         pages = -(-length // PAGE_BYTES)  # as mmap(2) rounds
         if found is None or offset % PAGE_BYTES or pages != found.count:
-            text = f"{call}: no MAP_GRANT_REF gave this index with {pages} pages: map all of one"
-            raise grant_refused(errno.EINVAL, text)
-        self._spend(found, writable, call)
+            text = f"mmap({length} bytes at {offset:#x}): no MAP_GRANT_REF gave this index with {pages} pages"
+            raise grant_refused(errno.EINVAL, f"gntdev: {text}: map all of one")
+        return self._map(found, writable, kind)
+
+    def map(
+        self, references: Sequence[Reference], *, writable: bool, kind: type[MappedGrants]
+    ) -> tuple[MappedGrants, int]:
+        """MAP_GRANT_REF and mmap. Errors of both."""
+        found = self._add(references)
+        try:
+            return self._map(found, writable, kind), found.index
+        except BaseException:
+            self._maps.pop(found.first, None)
+            raise
+
+    def _map(self, found: _Map, writable: bool, kind: type[MappedGrants]) -> MappedGrants:
+        self._spend(found, writable)
         try:
             memory = self._foreign.map(found.references, writable=writable, kind=kind)
         except Refusal as refusal:
-            raise grant_refused(refusal.errno, f"{call}: {refusal.reason}") from None
+            raise grant_refused(refusal.errno, f"{found.call}: {refusal.reason}") from None
         except BaseException:
             found.is_spent = False  # something ran out before its grants were looked at
             raise
@@ -117,14 +140,15 @@ class LocalGntdev(LocalFile, PackedGntdev):
             self._notify(found, found.notification)
         return memory
 
-    def _spend(self, found: _Map, writable: bool, call: str) -> None:
+    def _spend(self, found: _Map, writable: bool) -> None:
         """One mmap of all that are tried goes on."""
         with self._lock:
             if found.is_spent:
-                raise grant_refused(errno.EINVAL, f"{call}: it was mapped or refused before: take a new index")
+                text = f"{found.call}: it was mapped or refused before: take a new index"
+                raise grant_refused(errno.EINVAL, text)
             before = found.notification
             if before is not None and before.actions & abi.NOTIFY_CLEAR_BYTE and not writable:
-                raise grant_refused(errno.EINVAL, f"{call}: {UNCLEARABLE}")
+                raise grant_refused(errno.EINVAL, f"{found.call}: {UNCLEARABLE}")
             found.is_spent, found.writable = True, writable
 
     def close(self) -> None:
@@ -144,14 +168,17 @@ class LocalGntdev(LocalFile, PackedGntdev):
 
     def map_grant_ref(self, references: Sequence[Reference]) -> int:
         """MAP_GRANT_REF. BadReferenceError (EINVAL): none, or more than 65536."""
+        return self._add(references).index
+
+    def _add(self, references: Sequence[Reference]) -> _Map:
         self._check_usable("MAP_GRANT_REF")
         count = len(references)
         _check_count(count)
         with self._lock:
             first = self._next_page
             self._next_page += count
-        self._maps[first] = _Map(first, tuple(references))
-        return first * PAGE_BYTES
+        found = self._maps[first] = _Map(first, tuple(references))
+        return found
 
     def _unmap_grant_ref(self, argument: bytearray | memoryview) -> None:
         self.unmap_grant_ref(*abi.UNMAP.unpack_from(argument))
@@ -170,7 +197,7 @@ class LocalGntdev(LocalFile, PackedGntdev):
         for found in list(self._mapped.values()):
             memory = found.memory() if found.memory is not None else None
             if memory is not None and memory.is_mapped and 0 <= address - memory.address < len(memory):
-                abi.OFFSET.pack_into(argument, 0, address, found.first * PAGE_BYTES, found.count)
+                abi.OFFSET.pack_into(argument, 0, address, found.index, found.count)
                 return
         text = f"gntdev: GET_OFFSET_FOR_VADDR({address:#x}): no grant of this file is mapped there"
         raise grant_refused(errno.EINVAL, text)

@@ -6,11 +6,11 @@ import collections
 import errno
 import json
 import os
-import select
 import socket
 import threading
 from typing import Any
 
+from usermm._core import has_hung_up, process
 from usermm.errors import ArgumentError, DeviceError, ForkedError, HypervisorGoneError, grant_refused
 from usermm.hypercalls import wire
 from usermm.hypercalls.wire import Operation
@@ -42,12 +42,10 @@ class Session:
         """Connects. Raises HypervisorGoneError (ECONNREFUSED, ENOENT) where no hypervisor listens at `path`."""
         self.path = path
         self._stream = _connect(path)
-        self._poll = select.poll()
-        self._poll.register(self._stream, 0)
         self._lock = threading.Lock()
         self._told: collections.deque[bytes] = collections.deque()
         self._serial = 0
-        self._owner = os.getpid()
+        self._owner = process()
 
     def call(self, operation: Operation, payload: bytes = b"") -> tuple[bytes, list[int]]:
         """The reply's payload and descriptors, which are the caller's to close.
@@ -61,7 +59,7 @@ class Session:
 
     def request(self, operation: Operation, payload: bytes = b"") -> tuple[bytes, list[int]]:
         """As `call`, but raises Refusal. HypervisorGoneError once the hypervisor ended; ForkedError in a child."""
-        if os.getpid() != self._owner:
+        if process() != self._owner:
             raise ForkedError(errno.ECHILD, f"{operation.name.lower()}: the domain is the parent's: open one here")
         with self._lock:
             self._flush()
@@ -76,13 +74,10 @@ class Session:
 
     def check(self) -> None:
         """What needs no request fails as one would: HypervisorGoneError once it ended, ForkedError in a child."""
-        if os.getpid() != self._owner:
+        if process() != self._owner:
             raise ForkedError(errno.ECHILD, "the domain is the parent's: open one in this child")
-        try:
-            has_ended = self._poll.poll(0)  # nothing but the end is asked for
-        except RuntimeError:  # another thread is inside, with this same question
-            return
-        if has_ended:
+        descriptor = self._stream.fileno()
+        if descriptor < 0 or has_hung_up(descriptor):
             raise self._gone(None)
 
     def tell(self, operation: Operation, payload: bytes) -> None:
@@ -90,13 +85,13 @@ class Session:
 
         The lock may be held by this very thread, which a finalizer interrupted: then the request goes with the next.
         """
-        if os.getpid() == self._owner:
+        if process() == self._owner:
             self._told.append(wire.REQUEST.pack(operation, wire.NO_REPLY, 0) + payload)
             self._settle()
 
     def close(self) -> None:
         """The domain ends. May be called again."""
-        if os.getpid() != self._owner:
+        if process() != self._owner:
             self._stream.close()  # not shut down: the parent goes on
             return
         with self._lock:
@@ -106,7 +101,7 @@ class Session:
     @property
     def is_inherited(self) -> bool:
         """Whether this is a child of the process whose domain it is."""
-        return os.getpid() != self._owner
+        return process() != self._owner
 
     @property
     def closed(self) -> bool:

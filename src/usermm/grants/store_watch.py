@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
+from usermm._core import process
 from usermm.errors import ClosedError, LimitError
 from usermm.hypercalls import store as layout
 from usermm.ummunotify.arguments import deadline_s
@@ -34,7 +35,7 @@ class Watch:
         self.token = token
         self._stream = socket.socket(fileno=descriptor)
         self._ask = ask
-        self._owner = os.getpid()
+        self._owner = process()
         self._is_closed = False
 
     def read(self, timeout: float | None = None) -> list[str]:
@@ -64,7 +65,7 @@ class Watch:
     def close(self) -> None:
         """Ends the watch. May be called again."""
         self._is_closed = True  # first: who wakes up finds the reason
-        if self._stream.fileno() >= 0 and os.getpid() == self._owner:  # a child's shutdown would end the parent's
+        if self._stream.fileno() >= 0 and process() == self._owner:  # a child's shutdown would end the parent's
             with contextlib.suppress(OSError):
                 self._stream.shutdown(socket.SHUT_RDWR)  # whoever waits wakes up
         self._stream.close()

@@ -161,7 +161,7 @@ class WatchedMemory(Memory):
             raise BufferError(f"close({len(self)} bytes at {self.address:#x}): a view of it exists: release it first")
         if self._is_whole:
             self._unwatch(still_mapped=True)
-            super().close()
+            Memory.close(self)
         else:
             for start, end in self._pieces():
                 _libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))

@@ -8,6 +8,7 @@ import mmap as _mmap
 import os
 import threading
 
+from usermm._core import process
 from usermm.errors import ForkedError, UnavailableError, grant_refused
 from usermm.grants.files import PAGE_BYTES, UNCLEARABLE
 from usermm.grants.packed import PackedGntalloc, PackedGntdev
@@ -33,7 +34,7 @@ class XenFile:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._owner = os.getpid()
+        self._owner = process()
         path = f"/dev/xen/{name}"
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -109,7 +110,7 @@ class XenFile:
 
     def _usable(self, call: str) -> int:
         """The descriptor."""
-        if os.getpid() != self._owner:
+        if process() != self._owner:
             text = f"{self._name}: {call}: the file is the parent's: open a domain in this child"
             raise ForkedError(errno.ECHILD, text)
         if self._descriptor < 0:
