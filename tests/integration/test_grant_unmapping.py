@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import os
 import resource
 import signal
@@ -219,6 +220,39 @@ def test_what_the_grantor_no_longer_has_is_not_taken_back(either_world: World) -
         assert not is_there(address + page * PAGE_BYTES)
     munmap(address + PAGE_BYTES, PAGE_BYTES)
     mapping.close()
+
+
+def test_a_pool_that_somebody_tore_gives_no_more_pages(either_world: World) -> None:
+    """Of the grantor's own: the page that was mapped over is gone, the others go on, and new ones come from a new pool.
+    """
+    allocate = either_world.grantor.gntalloc.allocate
+    pages = [allocate(GRANTEE) for _ in range(5)][1:]  # the first is from no pool
+    address = pages[2].address
+    map_over(address, PAGE_BYTES)
+    ctypes.memset(address, 7, PAGE_BYTES)
+    assert [page.is_mapped for page in pages] == [True, True, False, True]
+    more = [allocate(GRANTEE) for _ in range(40)]
+    for page in (*more, pages[0]):
+        page.write(0, b"used")
+        with either_world.grantee.gntdev.map(GRANTOR, page.references) as mapping:
+            assert mapping.read(0, 4) == b"used"
+    pages[2].revoke()
+    for page in (*more, *pages):
+        page.close()
+    del page, more, pages
+    gc.collect()
+    assert ctypes.string_at(address, PAGE_BYTES) == b"\7" * PAGE_BYTES
+    munmap(address, PAGE_BYTES)
+
+
+def test_a_page_that_was_taken_back_leaves_its_pool_whole(either_world: World) -> None:
+    allocate = either_world.grantor.gntalloc.allocate
+    _, page, another = allocate(GRANTEE), allocate(GRANTEE), allocate(GRANTEE)
+    page.write(0, b"kept")
+    page.revoke()
+    assert page.is_mapped and another.is_mapped
+    assert allocate(GRANTEE)._pool_mapping is page._pool_mapping is not None
+    assert page.read(0, 4) == b"kept"
 
 
 def test_a_revoked_allocation_is_still_mapped(either_world: World) -> None:

@@ -172,7 +172,7 @@ def test_nobody_acts_on_what_is_others(world: World, three: tuple[Actor, Actor, 
         (5, b"", "EACCES"),
         (0x7FF0, b"", "EINVAL"),
         (0xFFFE, b"", "EINVAL"),
-        (0xFFFF, b"domain-1", "EINVAL"),
+        (0xFFFF, b"domain-30000", "EINVAL"),  # the name of another number
         (0xFFFF, b"../x", "EINVAL"),
         (0xFFFF, b"a\0b", "EINVAL"),
         (0xFFFF, b"\xff\xfe", "EINVAL"),

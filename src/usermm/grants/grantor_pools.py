@@ -5,6 +5,7 @@ from __future__ import annotations
 from usermm.errors import GrantError
 from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
+from usermm.grants.watching import Watching
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls import pools as pool_layouts
 from usermm.hypercalls.wire import Operation
@@ -16,8 +17,9 @@ _MOST_KEYS = 256  # grantees and modes that are remembered
 class GrantorPools:
     """The file's lock guards it. Who grants one page to somebody twice will do so again: then a pool is made."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, watching: Watching) -> None:
         self._session = session
+        self._watching = watching
         self._pools: dict[_Key, list[GrantorPool]] = {}
         self._is_closed = False
 
@@ -69,7 +71,7 @@ class GrantorPools:
         except GrantError:  # no room for a pool; there may be for one page
             return None
         first, bits = pool_layouts.POOL_MADE.unpack(answer)
-        pool = GrantorPool(first, descriptors, is_isolated=bool(bits & layouts.ISOLATED))
+        pool = GrantorPool(first, descriptors, self._watching, is_isolated=bool(bits & layouts.ISOLATED))
         self._pools[key].append(pool)
         return pool
 

@@ -105,7 +105,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         self._lock = threading.RLock()
         self._pages: dict[int, _Allocated] = {}
         self._next_page = 0
-        self._pools = GrantorPools(session)
+        self._pools = GrantorPools(session, watching)
 
     def _make_requests(self) -> Requests:
         return {
@@ -218,6 +218,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         memory = kind.part(pool.memory, page_of(allocated.first_reference) * PAGE_BYTES, PAGE_BYTES)
         allocated.users[0] += 1
         memory._file, memory._parts = self, ((allocated, 0, 1),)
+        memory._watching, memory._pool_mapping = self._watching, pool.memory
         memory.is_isolated = allocated.is_isolated
         return memory
 

@@ -25,7 +25,7 @@ def _page(descriptor: int, *, writable: bool) -> Memory:
 class GrantorPool:
     """The grantor's end. Its owner's lock guards it. `descriptors` are the pages', the table's and the marks'."""
 
-    def __init__(self, first: int, descriptors: list[int], *, is_isolated: bool) -> None:
+    def __init__(self, first: int, descriptors: list[int], watching: Watching, *, is_isolated: bool) -> None:
         with contextlib.ExitStack() as unneeded:
             for descriptor in descriptors:
                 unneeded.callback(os.close, descriptor)
@@ -33,7 +33,8 @@ class GrantorPool:
             self._marks = _page(descriptors[2], writable=False)
             # A child keeps what its parent granted, as with the device of Xen.
             size = PAGES * PAGE_BYTES
-            self.memory = Memory([(descriptors[0], 0, size)], writable=True, shared=True, inherit=True)
+            self.memory = PoolMapping([(descriptors[0], 0, size)], writable=True, shared=True, inherit=True)
+            self.memory.watch(watching, frozenset({file_of(descriptors[0])}))
         self.first = first
         self.is_isolated = is_isolated
         self.granted = 0
@@ -43,7 +44,10 @@ class GrantorPool:
         self._uses = [0] * PAGES
 
     def grant(self) -> int | None:
-        """A reference to a page of zeros; None: there is no page left, or no number for one."""
+        """A reference to a page of zeros; None: no page is left, no number for one, or somebody unmapped one of them.
+        """
+        if self.memory.is_torn:
+            return None
         if not self._free:
             self._reclaim()
         if not self._free or self._table.load(CLOSED_WORD * WORD.size):
@@ -69,7 +73,7 @@ class GrantorPool:
     @property
     def is_used_up(self) -> bool:
         """Whether nothing more is ever granted from it: no number is given twice."""
-        return not self._free and not self._waiting
+        return (not self._free and not self._waiting) or self.memory.is_torn
 
     def lose(self, reference: int) -> None:
         """It was revoked: this page is never granted again."""

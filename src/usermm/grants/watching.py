@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -185,14 +185,21 @@ class WatchedMemory(Memory):
 
     def keep(self, offset: int, length: int) -> None:
         """From here on these bytes are this process's own, at the same address; nobody else's memory any more."""
-        self._settle()
-        self._unwatch(still_mapped=True)  # or the exchange would look like somebody's munmap
+        if not self.is_mapped:
+            return
+        self._unwatch(still_mapped=True)
         first, end = self.address + offset, self.address + offset + length
         whole = [(first, end)] if self._is_whole else self._pieces()
         for start, stop in [(max(first, start), min(end, stop)) for start, stop in whole]:
             if start < stop:  # elsewhere somebody has mapped something else
+                self._note_kept(range(start, stop, PAGE_BYTES))
                 self.detach(start - self.address, stop - start)
-                self._kept |= set(range(start, stop, PAGE_BYTES))
+
+    def _note_kept(self, pages: Iterable[int]) -> None:
+        """Before they are exchanged, which looks like somebody's munmap to who watches them."""
+        self._kept |= set(pages)
+        if self._pool_mapping is not None:
+            self._pool_mapping._note_kept(pages)
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing() or (self.closed and self._device is None):
