@@ -35,7 +35,7 @@ def null() -> Iterator[int]:
 
 def opened(kind: type[XenFile], descriptor: int) -> XenFile:
     file = kind.__new__(kind)
-    file._name, file._descriptor, file._owner = "device", descriptor, process()
+    file._name, file._descriptor, file._owner = "device", os.dup(descriptor), process()
     return file
 
 

@@ -10,13 +10,14 @@ from typing import Literal, Self, TypeVar
 
 from usermm.errors import ArgumentError, HypervisorGoneError, UnavailableError
 from usermm.grants import xen
+from usermm.grants.allocated import Limit
 from usermm.grants.arguments import domain_number, unsigned
 from usermm.grants.evtchn import Evtchn
 from usermm.grants.foreign import Foreign
 from usermm.grants.gntalloc import Gntalloc
 from usermm.grants.gntdev import Gntdev, Personality
 from usermm.grants.local_evtchn import LocalEvtchn
-from usermm.grants.local_gntalloc import Limit, LocalGntalloc
+from usermm.grants.local_gntalloc import LocalGntalloc
 from usermm.grants.local_gntdev import LocalGntdev
 from usermm.grants.session import Session
 from usermm.grants.store import Store

@@ -12,14 +12,13 @@ import mmap as _mmap
 import os
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from usermm.errors import grant_refused
+from usermm.grants.allocated import Allocated, Limit, left_of
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.grantor_pools import GrantorPools
 from usermm.grants.local_file import LocalFile, Requests
-from usermm.grants.packed import PackedGntalloc
 from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
 from usermm.grants.watching import WatchedMemory, Watching, file_of
@@ -29,62 +28,13 @@ from usermm.hypercalls.wire import Operation
 from usermm.uapi import xen_gntalloc as abi
 
 
-class Limit:
-    """How many pages all gntalloc files of a domain have: the driver's parameter `limit`."""
-
-    def __init__(self, pages: int) -> None:
-        self.pages = pages
-        self._used = 0
-        self._lock = threading.RLock()  # a finalizer can come in between
-
-    def take(self, pages: int, domid: int) -> None:
-        """Raises QuotaError (ENOSPC)."""
-        with self._lock:
-            if self._used + pages > self.pages:
-                text = f"gntalloc: ALLOC_GREF({pages} pages for domain {domid}): {self._used} of {self.pages} used: "
-                raise grant_refused(errno.ENOSPC, text + "deallocate some, or make the Domain with a higher limit")
-            self._used += pages
-
-    def give_back(self, pages: int) -> None:
-        """They are free for the next."""
-        with self._lock:
-            self._used -= pages
-
-
-@dataclass(slots=True, eq=False)
-class _Allocated:
-    """What one ALLOC_GREF made: `users` of each page are the allocation itself and every mapping of it here."""
-
-    first_page: int
-    first_reference: int
-    count: int
-    descriptor: int | None
-    """Of the reply; the first mapping uses it up, later ones ask for their own."""
-    is_isolated: bool
-    users: list[int] = field(default_factory=list)
-    removed: int = 0
-    pool: GrantorPool | None = None
-    is_notified: bool = False
-    is_revoked: bool = False
-
-    @property
-    def index(self) -> int:
-        """Of its first page."""
-        return self.first_page * PAGE_BYTES
-
-    @property
-    def references(self) -> range:
-        """One a page."""
-        return range(self.first_reference, self.first_reference + self.count)
-
-
 class GrantedPages(WatchedMemory):
     """Pages of this domain's own, granted to another and mapped here."""
 
     is_isolated = False
     """Whether neither side can reach the other's memory by other means: see Domain.is_isolated_from."""
     _file: LocalGntalloc | None = None
-    _parts: tuple[tuple[_Allocated, int, int], ...] = ()
+    _parts: tuple[tuple[Allocated, int, int], ...] = ()
 
     def _let_go(self, *, wait: bool) -> None:  # noqa: ARG002 - a release is only told
         if self._file is not None and not self._file.is_inherited:
@@ -92,7 +42,7 @@ class GrantedPages(WatchedMemory):
                 self._file._drop(allocated, page, pages)
 
 
-class LocalGntalloc(LocalFile, PackedGntalloc):
+class LocalGntalloc(LocalFile):
     """An open gntalloc file. Any thread may call anything."""
 
     _device = "gntalloc"
@@ -103,7 +53,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         self._watching = watching
         self._limit = limit
         self._lock = threading.RLock()
-        self._pages: dict[int, _Allocated] = {}
+        self._pages: dict[int, Allocated] = {}
         self._next_page = 0
         self._pools = GrantorPools(session, watching)
 
@@ -165,7 +115,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         with self._lock:
             self._closed = True
             for allocated in list(dict.fromkeys(self._pages.values())):
-                for page in list(_left(allocated, self._pages)):
+                for page in list(left_of(allocated, self._pages)):
                     self._remove(allocated, *page)
             self._pools.close()
 
@@ -203,7 +153,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
             raise
         return memory, allocated.index, allocated.references
 
-    def _alloc(self, domid: int, flags: int, count: int) -> _Allocated:
+    def _alloc(self, domid: int, flags: int, count: int) -> Allocated:
         self._check_usable("ALLOC_GREF")
         self._limit.take(count, domid)
         try:
@@ -213,7 +163,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
             self._limit.give_back(count)
             raise
 
-    def _part_of_pool(self, allocated: _Allocated, pool: GrantorPool, kind: type[GrantedPages]) -> GrantedPages:
+    def _part_of_pool(self, allocated: Allocated, pool: GrantorPool, kind: type[GrantedPages]) -> GrantedPages:
         """It is mapped already: no system call. The caller has the lock."""
         memory = kind.part(pool.memory, page_of(allocated.first_reference) * PAGE_BYTES, PAGE_BYTES)
         allocated.users[0] += 1
@@ -222,18 +172,18 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         memory.is_isolated = allocated.is_isolated
         return memory
 
-    def _allocate(self, domid: int, writable: bool, count: int) -> _Allocated:
+    def _allocate(self, domid: int, writable: bool, count: int) -> Allocated:
         page = self._next_page
         granted = self._pools.grant(domid, writable) if count == 1 else None
         if granted is not None:
             pool, reference = granted
-            allocated = _Allocated(page, reference, 1, None, pool.is_isolated, [1], pool=pool)
+            allocated = Allocated(page, reference, 1, None, pool.is_isolated, [1], pool=pool)
         else:
             wanted = layouts.ALLOCATE_WANT_DESCRIPTOR | (layouts.ALLOCATE_WRITABLE if writable else 0)
             answer, descriptors = self._session.call(Operation.ALLOCATE, layouts.ALLOCATE.pack(domid, wanted, count))
             first, bits = layouts.ALLOCATED.unpack(answer)
             isolated = bool(bits & layouts.ISOLATED)
-            allocated = _Allocated(page, first, count, descriptors[0], isolated, [1] * count)
+            allocated = Allocated(page, first, count, descriptors[0], isolated, [1] * count)
         self._next_page += count
         if count == 1:
             self._pages[page] = allocated
@@ -263,7 +213,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
             self._session.call(Operation.GRANTOR_NOTIFY, payload)
             allocated.is_notified = True
 
-    def _find(self, index: int, count: int, missing: int, call: str) -> list[tuple[_Allocated, int, int]]:
+    def _find(self, index: int, count: int, missing: int, call: str) -> list[tuple[Allocated, int, int]]:
         """(allocation, its page, pages) for `count` pages from `index`, or the errno `missing`."""
         page, misplaced = divmod(index, PAGE_BYTES)
         if count == 1 and not misplaced and (one := self._pages.get(page)) is not None:
@@ -285,7 +235,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         raise grant_refused(missing, text + "deallocated")
 
     def _run(
-        self, unneeded: contextlib.ExitStack, allocated: _Allocated, page: int, pages: int
+        self, unneeded: contextlib.ExitStack, allocated: Allocated, page: int, pages: int
     ) -> tuple[int, int, int]:
         """What to map for pages of an allocation; `unneeded` closes what is not needed once it is."""
         descriptor, allocated.descriptor = allocated.descriptor, None
@@ -296,7 +246,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
         unneeded.callback(os.close, descriptor)
         return descriptor, page * PAGE_BYTES, pages * PAGE_BYTES
 
-    def _remove(self, allocated: _Allocated, page: int, pages: int) -> None:
+    def _remove(self, allocated: Allocated, page: int, pages: int) -> None:
         first = allocated.first_page + page
         for at in range(first, first + pages):
             del self._pages[at]
@@ -306,7 +256,7 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
             allocated.descriptor = None
         self._drop(allocated, page, pages)
 
-    def _drop(self, allocated: _Allocated, page: int, pages: int) -> None:
+    def _drop(self, allocated: Allocated, page: int, pages: int) -> None:
         """One user less of each; pages without any are no longer granted."""
         with self._lock:
             users = allocated.users
@@ -325,22 +275,10 @@ class LocalGntalloc(LocalFile, PackedGntalloc):
                     self._release(allocated, first, end - first)
                     first = None
 
-    def _release(self, allocated: _Allocated, page: int, pages: int) -> None:
+    def _release(self, allocated: Allocated, page: int, pages: int) -> None:
         self._limit.give_back(pages)
         pool = allocated.pool
         if pool is None or allocated.is_notified:
             self._session.tell(Operation.RELEASE, layouts.RANGE.pack(allocated.first_reference + page, pages, 0))
         if pool is not None:
             self._pools.end(pool, allocated.first_reference, is_revoked=allocated.is_revoked)
-
-
-def _left(allocated: _Allocated, pages: dict[int, _Allocated]) -> Iterator[tuple[int, int]]:
-    """(page, pages) of the allocation that are not deallocated."""
-    start = None
-    for page in range(allocated.count + 1):
-        there = page < allocated.count and allocated.first_page + page in pages
-        if there and start is None:
-            start = page
-        elif not there and start is not None:
-            yield start, page - start
-            start = None

@@ -18,7 +18,6 @@ from usermm.grants.copying import copy_segments
 from usermm.grants.files import PAGE_BYTES, UNCLEARABLE, Reference
 from usermm.grants.foreign import Foreign, ForeignMemory
 from usermm.grants.local_file import LocalFile, Requests
-from usermm.grants.packed import PackedGntdev
 from usermm.grants.session import Refusal
 from usermm.uapi import xen_gntdev as abi
 
@@ -71,7 +70,7 @@ class MappedGrants(ForeignMemory):
         super()._let_go(wait=wait)
 
 
-class LocalGntdev(LocalFile, PackedGntdev):
+class LocalGntdev(LocalFile):
     """An open gntdev file of the mainline personality. Any thread may call anything."""
 
     _device = "gntdev"
