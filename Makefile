@@ -3,7 +3,7 @@
 #   make check     style, types and the C tests; SANITIZE=address|undefined|thread for the C tests under a sanitizer
 #   make stress    the long ones: millions of races, every call failing once, hours of Hypothesis if asked
 #   make models    the protocols in spin (Debian package spin)
-#   make xen       the conformance list of the grant devices on a real Xen under QEMU: lab/xen/README.md
+#   make xen       the conformance list of the grant devices on a real Xen with three domains, under QEMU: lab/xen/README.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

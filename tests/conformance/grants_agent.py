@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import Any
 
-from support.messages import receive, send
+from support.messages import Stream, receive, send
 from support.processes import in_child
 
 import usermm
@@ -149,16 +149,21 @@ def _answer_of(action: Any) -> bytes:
     return bytes(data)
 
 
-def serve(channel: socket.socket) -> None:
-    """The first message has the agent's arguments, each one after that a method's name and arguments."""
+def serve(channel: Stream) -> None:
+    """A message "start" has an agent's arguments, each one after that a method's name and arguments.
+
+    "crash" ends the process and has no answer.
+    """
     agent: Agent | None = None
     while True:
         try:
             name, *arguments = receive(channel)
         except (EOFError, ConnectionError):
             return
+        if name == "crash":
+            os._exit(0)
         try:
-            if agent is None:
+            if name == "start" or agent is None:
                 agent = Agent(*arguments)
                 answer: object = agent.domid
             else:

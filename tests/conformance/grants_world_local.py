@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from conformance import grants_agent
 from conformance.grants_agent import Agent
@@ -24,7 +24,27 @@ _USERS = (NOBODY, NOBODY - 1)
 _PATIENCE_S = 20.0
 
 
-class _Here:
+class AgentDriver(Protocol):
+    """An agent, wherever it is."""
+
+    domid: int
+
+    def call(self, name: str, *arguments: object) -> Any: ...
+
+    def crash(self) -> None: ...
+
+
+def result(answered: tuple[int, Any]) -> Any:
+    """What an agent's answer says; its OSError."""
+    number, answer = answered
+    if number < 0:
+        raise AssertionError(answer)
+    if number:
+        raise OSError(number, answer)
+    return answer
+
+
+class Here:
     """The agent is an object of this process."""
 
     def __init__(self, path: str, domid: int | None, backend: str) -> None:
@@ -62,12 +82,7 @@ class _There:
     def call(self, name: str, *arguments: object) -> Any:
         with self._lock:
             send(self._channel, (name, *arguments))
-            number, answer = receive(self._channel)
-        if number < 0:
-            raise AssertionError(answer)
-        if number:
-            raise OSError(number, answer)
-        return answer
+            return result(receive(self._channel))
 
     def crash(self) -> None:
         self._process.kill()
@@ -76,7 +91,7 @@ class _There:
 
 
 class _File(FileDriver):
-    def __init__(self, agent: _Here | _There, number: int) -> None:
+    def __init__(self, agent: AgentDriver, number: int) -> None:
         self._agent = agent
         self.number = number
 
@@ -103,8 +118,8 @@ class _File(FileDriver):
         return bool(self._agent.call("readable", self.number, timeout_s))
 
 
-class _Domain(DomainDriver):
-    def __init__(self, agent: _Here | _There) -> None:
+class Domain(DomainDriver):
+    def __init__(self, agent: AgentDriver) -> None:
         self._agent = agent
         self.domid = agent.domid
 
@@ -153,9 +168,9 @@ class _LocalWorld(World):
     def make_domain(self, *, control: bool = False) -> DomainDriver:
         agent = self._agent(self._hypervisor.socket, 0 if control else None)
         self._ends.callback(agent.crash)
-        return _Domain(agent)
+        return Domain(agent)
 
-    def _agent(self, path: str, domid: int | None) -> _Here | _There:
+    def _agent(self, path: str, domid: int | None) -> AgentDriver:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -166,8 +181,8 @@ class _LocalWorld(World):
 class LocalInProcess(_LocalWorld):
     name: ClassVar = "local-in-process"
 
-    def _agent(self, path: str, domid: int | None) -> _Here:
-        return _Here(path, domid, "local")
+    def _agent(self, path: str, domid: int | None) -> Here:
+        return Here(path, domid, "local")
 
 
 @listed

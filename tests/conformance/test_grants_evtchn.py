@@ -227,6 +227,7 @@ def test_closing_the_file_unbinds(one: DomainDriver, other: DomainDriver) -> Non
 
 def test_virq_of_a_domains_end(world: World) -> None:
     world.needs("several domains")
+    world.needs("the end of a domain")
     control, ordinary = Events(world.make_domain(control=True)), world.make_domain()
     port = control.bind_virq(xen_evtchn.VIRQ_DOM_EXC)
     assert not control.file.readable()
@@ -235,6 +236,7 @@ def test_virq_of_a_domains_end(world: World) -> None:
 
 
 def test_virq_is_bound_once(world: World) -> None:
+    world.needs("a free virtual interrupt")
     domain = world.make_domain(control=True)
     first, second = Events(domain), Events(domain)
     port = first.bind_virq(xen_evtchn.VIRQ_DOM_EXC)
@@ -246,6 +248,7 @@ def test_virq_is_bound_once(world: World) -> None:
 
 def test_virq_needs_control(world: World, one: DomainDriver) -> None:
     world.needs("several domains")
+    world.needs("virtual interrupts need control")
     assert errno_of(Events(one).bind_virq, xen_evtchn.VIRQ_DOM_EXC) == "EPERM"
 
 
@@ -255,6 +258,7 @@ def test_virq_that_there_is_not(world: World, virq: int) -> None:
 
 
 def test_nobody_binds_to_a_virq_port(world: World) -> None:
+    world.needs("a free virtual interrupt")
     control, other = world.make_domain(control=True), world.make_domain()
     port = Events(control).bind_virq(xen_evtchn.VIRQ_DOM_EXC)
     assert errno_of(Events(other).bind_interdomain, control.domid, port) == "EINVAL"

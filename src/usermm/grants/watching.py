@@ -144,9 +144,10 @@ class WatchedMemory(Memory):
     def _settle(self) -> None:
         if self._watching is not None:
             self._watching.settle()
-        is_unwatched = self._cookie is None and self._files and not self.closed
-        if is_unwatched and sum(end - start for start, end in self._pieces()) < len(self):
-            self._hit()
+        if self._cookie is None and self._files and not self.closed:
+            with contextlib.suppress(OSError):  # no descriptor is free to look with: then it is taken to be there
+                if sum(end - start for start, end in self._pieces()) < len(self):
+                    self._hit()
 
     def close(self) -> None:
         """Unmaps it. Raises BufferError while somebody has a buffer of it. May be called again."""
