@@ -119,22 +119,32 @@ static void release_buffer(PyObject *self, Py_buffer *view) {
     um_memory_of(self)->exports--;
 }
 
-static PyObject *close_memory(PyObject *self, PyObject *unused) {
+static PyObject *unmap_memory(PyObject *self, PyObject *unused) {
     (void)unused;
-    if (um_memory_of(self)->address && um_memory_of(self)->exports) {
+    bool was_mapped = um_memory_of(self)->address;
+    if (was_mapped && um_memory_of(self)->exports) {
         PyErr_SetString(PyExc_BufferError, "close: a view of the memory exists: release it first");
         return NULL;
     }
     unmap(um_memory_of(self));
+    return PyBool_FromLong(was_mapped);
+}
+
+static PyObject *close_memory(PyObject *self, PyObject *unused) {
+    PyObject *was_mapped = unmap_memory(self, unused);
+    if (!was_mapped)
+        return NULL;
+    Py_DECREF(was_mapped);
     Py_RETURN_NONE;
 }
 
 static PyObject *abandon(PyObject *self, PyObject *unused) {
     (void)unused;
+    bool was_mapped = um_memory_of(self)->address;
     um_memory_of(self)->address = NULL;
     if (um_memory_of(self)->whole)
         let_go_of_whole(um_memory_of(self));
-    Py_RETURN_NONE;
+    return PyBool_FromLong(was_mapped);
 }
 
 static Py_ssize_t length_of(PyObject *self) {
@@ -176,6 +186,7 @@ static PyMethodDef methods[] = {
     {"part", part, METH_VARARGS | METH_CLASS,
      "part($type, memory, offset, length, /)\n--\n\nBytes of another memory, which unmaps them in the end."},
     {"close", close_memory, METH_NOARGS, "close($self, /)\n--\n\nUnmaps it."},
+    {"unmap", unmap_memory, METH_NOARGS, "unmap($self, /)\n--\n\nclose(); whether it was mapped until now."},
     {"abandon", abandon, METH_NOARGS, "abandon($self, /)\n--\n\nIt is closed, and nothing is unmapped."},
     {"detach", FAST(um_memory_detach), METH_FASTCALL,
      "detach($self, offset=0, length=<the rest>, /)\n--\n\nMemory of one's own in the place of these pages."},

@@ -63,8 +63,11 @@ class Memory:
     def close(self) -> None:
         """Unmaps it. Raises BufferError while a buffer of it exists. May be called again."""
 
-    def abandon(self) -> None:
-        """It is closed, and nothing is unmapped: somebody else did that."""
+    def unmap(self) -> bool:
+        """close(); whether it was open until now: of several threads one is told so."""
+
+    def abandon(self) -> bool:
+        """It is closed, and nothing is unmapped: somebody else did that. Whether it was open until now."""
 
     def detach(self, offset: int = 0, length: int = ..., /) -> None:
         """Puts memory of this process's own with the same content in the place of these pages; buffers stay valid.

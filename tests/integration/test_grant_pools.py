@@ -11,7 +11,7 @@ import pytest
 from support.processes import fork
 
 import usermm
-from usermm.grants.gntalloc import Allocation
+from usermm.grants.gntalloc import Allocation, Gntalloc
 from usermm.grants.session import status
 from usermm.hypercalls.pools import block_of
 from usermm.hypervisor import locks
@@ -134,3 +134,21 @@ def test_numbers_run_out_before_anybody_waits_for_them(hypervisor: usermm.Hyperv
             assert len(mapping) == 4096
         for page in pages:
             page.close()
+
+
+def test_pools_that_are_over_are_let_go(hypervisor: usermm.Hypervisor, one: usermm.Domain, two: usermm.Domain) -> None:
+    """The grantee unmaps what its grantor gave up, or left behind, when it is attached to the next."""
+    for _ in range(3):
+        with one.open_gntalloc() as file:
+            use_a_pool(file, one.domid, two)
+    with usermm.Domain(hypervisor.socket) as three:
+        use_a_pool(three.gntalloc, three.domid, two)
+    until(lambda: len(status(hypervisor.socket)["domains"]) == 2)
+    use_a_pool(one.gntalloc, one.domid, two)
+    until(lambda: len(status(hypervisor.socket)["grants"]) == 1)
+
+
+def use_a_pool(file: Gntalloc, domid: int, grantee: usermm.Domain) -> None:
+    for _ in range(3):
+        with file.allocate(grantee.domid) as page, grantee.gntdev.map(domid, page.references) as mapping:
+            assert mapping.read(0, 1) == b"\0"

@@ -31,6 +31,12 @@ class Attachments:
                 self._pools.pop(next(iter(self._pools))).drop()
             return known
 
+    def drop_those_that_are_over(self) -> None:
+        """They take memory, and count on quotas."""
+        with self._lock:
+            for key in [key for key, pool in self._pools.items() if pool.is_over]:
+                self._pools.pop(key).drop()
+
     def forget(self, domid: int, reference: int) -> None:
         """It is not what it was: whoever asks next is attached anew."""
         with self._lock:

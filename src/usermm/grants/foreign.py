@@ -137,6 +137,7 @@ class Foreign:
         return None, []
 
     def _attach(self, domid: int, reference: int, *, writable: bool) -> tuple[GranteePool | None, list[Segment]]:
+        self._attachments.drop_those_that_are_over()
         answer, descriptors = self._request([(domid, reference, 1)], writable, layouts.MAP_ATTACH, 0)
         handle, _, _, bits = layouts.SEGMENT.unpack_from(answer, layouts.MAPPED.size)
         if not bits & layouts.ATTACHED:

@@ -137,6 +137,11 @@ class GranteePool:
         self._marks.add(at, -1)
         return False
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is granted from it, says the hypervisor; its grantor could, too, and lose by it."""
+        return self._table.load(CLOSED_WORD * WORD.size) != 0
+
     def release(self, page: int) -> None:
         """One mapping of the page less."""
         self._marks.add(page * WORD.size, -1)

@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 
 from usermm import _core
 from usermm._core import Memory
-from usermm.errors import DeviceError, ForkedError
+from usermm.errors import ArgumentError, DeviceError, ForkedError
 from usermm.grants.files import PAGE_BYTES
 from usermm.uapi import procfs
 from usermm.ummunotify.device import Ummunotify
@@ -155,21 +155,24 @@ class WatchedMemory(Memory):
 
     def _close(self, *, wait: bool) -> None:
         self._settle()
-        if self.closed:
-            self._tell_device()
-            return
-        if self.exports:
-            raise BufferError(f"close({len(self)} bytes at {self.address:#x}): a view of it exists: release it first")
+        if not self.closed:
+            if self.exports:
+                raise BufferError(f"close({len(self)} bytes): a view of it exists: release it first")
+            if self._end():
+                self._let_go(wait=wait)
+        self._tell_device()
+
+    def _end(self) -> bool:
+        """Whether this call unmapped it: of several threads, and of those who are told that it was hit, one does."""
         if self._is_whole:
             self._unwatch(still_mapped=True)
-            Memory.close(self)
-        else:
-            for start, end in self._pieces():
-                _libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
-            self.abandon()
-            self._unwatch(still_mapped=False)
-        self._let_go(wait=wait)
-        self._tell_device()
+            return self.unmap()
+        pieces = list(self._pieces())
+        ended = self.abandon()
+        for start, end in pieces if ended else ():
+            _libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
+        self._unwatch(still_mapped=False)
+        return ended
 
     def _tell_device(self) -> None:
         device, self._device = self._device, None
@@ -226,13 +229,24 @@ class WatchedMemory(Memory):
         if any(True for _ in self._pieces()):
             self._is_whole = False
             return
-        self.abandon()
+        ended = self.abandon()
         self._unwatch(still_mapped=False)
-        self._let_go(wait=False)
+        if ended:
+            self._let_go(wait=False)
+
+    def _range(self) -> tuple[int, int]:
+        """Of addresses; empty once it is closed, by another thread maybe."""
+        try:
+            start = self.address
+        except ArgumentError:
+            return 0, 0
+        return start, start + len(self)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """What is still a grant's at these addresses; other memory may be mapped there by now."""
-        start, end = self.address, self.address + len(self)
+        start, end = self._range()
+        if start == end:
+            return
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
             found = procfs.overlapping(lines, start, end)
         for mapping in found:
@@ -262,4 +276,4 @@ class PoolMapping(WatchedMemory):
             return
         self._is_whole = False
         there = {page for start, end in self._pieces() for page in range(start, end, PAGE_BYTES)}
-        self._gone = frozenset(range(self.address, self.address + len(self), PAGE_BYTES)) - there
+        self._gone = frozenset(range(*self._range(), PAGE_BYTES)) - there

@@ -33,7 +33,7 @@ POOL_UNMAPPED = struct.Struct("=QI")
 WORD = struct.Struct("=I")
 
 CLOSED_WORD = 1023
-"""Of the table: not 0 once nothing more is to be granted from this pool, since its grantee's domain went."""
+"""Of the table: not 0 once nothing more is granted from this pool: its grantor gave it up, or one of the two went."""
 
 HELD_WORDS = 512
 """Of the marks: from here on the hypervisor counts mappings that it has handed out itself, a word a page. Below are

@@ -179,8 +179,7 @@ class Holding:
         """Nothing of the pool is granted any more."""
         assert extent.pool is not None
         if table.pools.pop(block_of(extent.first_reference), None) is not None:
-            for reference in extent.pool.live():
-                extent.pool.end(reference)
+            extent.pool.end_all()
             extent.live = 0
             self._notify_grantor(extent, 0, extent.count)
 

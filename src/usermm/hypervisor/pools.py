@@ -41,6 +41,12 @@ class Pool:
         if self.grants(reference):
             os.pwrite(self.table, WORD.pack(0), page_of(reference) * WORD.size)
 
+    def end_all(self) -> None:
+        """Nothing is granted any more: the grantee, which has it mapped till it knows, is told."""
+        for reference in self.live():
+            self.end(reference)
+        os.pwrite(self.table, WORD.pack(1), CLOSED_WORD * WORD.size)
+
     def hold(self, page: int, change: int) -> None:
         """One mapping of the page more (1) or less (-1) that the hypervisor handed out."""
         count = self.held[page] = self.held.get(page, 0) + change
