@@ -119,6 +119,8 @@ class WatchedMemory(Memory):
     _watching: Watching | None = None
     _cookie: int | None = None
     _is_whole = True
+    _is_unsure = False
+    """Whether something happened to it, and nobody could look yet."""
     _files: frozenset[FileName] = frozenset()
     """What it maps; none for a part of something that is mapped once."""
     _kept: frozenset[int] = frozenset()
@@ -144,13 +146,14 @@ class WatchedMemory(Memory):
     def _settle(self) -> None:
         if self._watching is not None:
             self._watching.settle()
-        if self._cookie is None and self._files and not self.closed:
-            with contextlib.suppress(OSError):  # no descriptor is free to look with: then it is taken to be there
-                if sum(end - start for start, end in self._pieces()) < len(self):
-                    self._hit()
+        if self._files and (self._is_unsure or self._cookie is None) and not self.closed:
+            self._hit()
 
     def close(self) -> None:
-        """Unmaps it. Raises BufferError while somebody has a buffer of it. May be called again."""
+        """Unmaps it. Raises BufferError while somebody has a buffer of it. May be called again.
+
+        OSError (EMFILE): something was unmapped or mapped over, and no descriptor is free to see what is left.
+        """
         self._close(wait=True)
 
     def _close(self, *, wait: bool) -> None:
@@ -164,7 +167,7 @@ class WatchedMemory(Memory):
 
     def _end(self) -> bool:
         """Whether this call unmapped it: of several threads, and of those who are told that it was hit, one does."""
-        if self._is_whole:
+        if self._is_whole and not self._is_unsure:
             self._unwatch(still_mapped=True)
             return self.unmap()
         pieces = list(self._pieces())
@@ -224,10 +227,19 @@ class WatchedMemory(Memory):
             self._watching.forget(cookie, still_mapped=still_mapped)
 
     def _hit(self) -> None:
-        if self.closed:
+        """Looks what is left of it."""
+        self._is_unsure = True
+        try:
+            pieces = list(self._pieces())
+        except OSError:  # no descriptor is free to look with: the next call looks
             return
-        if any(True for _ in self._pieces()):
-            self._is_whole = False
+        self._is_unsure = False
+        self._leave(pieces)
+
+    def _leave(self, pieces: list[tuple[int, int]]) -> None:
+        """Only these are left."""
+        if pieces or self.closed:
+            self._is_whole = sum(end - start for start, end in pieces) >= len(self)
             return
         ended = self.abandon()
         self._unwatch(still_mapped=False)
@@ -271,9 +283,7 @@ class PoolMapping(WatchedMemory):
         self._settle()
         return bool(self._gone)
 
-    def _hit(self) -> None:
-        if self.closed:
-            return
-        self._is_whole = False
-        there = {page for start, end in self._pieces() for page in range(start, end, PAGE_BYTES)}
+    def _leave(self, pieces: list[tuple[int, int]]) -> None:
+        there = {page for start, end in pieces for page in range(start, end, PAGE_BYTES)}
         self._gone = frozenset(range(*self._range(), PAGE_BYTES)) - there
+        self._is_whole = not self._gone
