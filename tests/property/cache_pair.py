@@ -127,7 +127,13 @@ class CachePair:
                 self.counted[self.lost[call.handle]] -= 1
                 self.settle()
             else:
-                self.model.give_up(call.handle)
+                self._give_up(call.handle)
+
+    def _give_up(self, handle: object) -> None:
+        try:
+            self.model.give_up(handle)
+        except usermm.ArgumentError as error:
+            raise AssertionError(f"the real one gave {handle} up, which the model has not idle") from error
 
     def evict(self, asker: Asker) -> None:
         model = attempt(self.model.evict, asker.address, asker.size)
@@ -145,7 +151,7 @@ class CachePair:
         gone = {call.handle for call in self.devices[0].calls[before:]}
         assert idle - {asker.given[2] for asker in askers if asker.given} <= gone <= idle
         for handle in gone:
-            self.model.give_up(handle)
+            self._give_up(handle)
         self.counted["expirations"] += len(gone)
         self.recency.sweep()
 
