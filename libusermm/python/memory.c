@@ -16,35 +16,41 @@ static struct um_memory *allocate(PyTypeObject *type) {
 }
 
 static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"runs", "writable", "shared", "inherit", NULL};
+    static char *names[] = {"runs", "writable", "shared", "inherit", "length", NULL};
     const struct module_state *state = um_state_of_type(type);
     PyObject *sequence;
-    int writable, shared, inherit, result;
+    int writable = -1, shared = -1, inherit = -1, result;
     size_t count, total;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O$ppp:Memory", names, &sequence, &writable, &shared, &inherit))
+    Py_ssize_t length = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$pppn:Memory", names, &sequence, &writable, &shared, &inherit,
+                                     &length))
         return NULL;
+    if (writable < 0 || shared < 0 || inherit < 0) {
+        PyErr_SetString(state->argument_type_error, "Memory: say whether it is writable, shared and inherited");
+        return NULL;
+    }
     struct um_run *runs = um_memory_runs(state, sequence, &count, &total);
     struct um_memory *self = runs ? allocate(type) : NULL;
     if (!self) {
         PyMem_Free(runs);
         return NULL;
     }
+    if (length > 0 && (size_t)length > total)
+        total = (size_t)length;
+    self->owner = um_pages_process();
+    self->writable = writable;
+    self->shared = shared;
+    self->inherit = inherit;
     void *address = NULL;
-    int prot = PROT_READ | (writable ? PROT_WRITE : 0), flags = shared ? MAP_SHARED : MAP_PRIVATE;
-    result = um_pages_map(runs, count, total, prot, flags, inherit, &address);
+    result = um_pages_map(runs, count, total, um_memory_mode(self), &address);
     PyMem_Free(runs);
     if (result) {
-        um_memory_error((PyObject *)self, result, "mmap",
-                        result == -ENOMEM ? "memory or mappings ran out: unmap some, or raise vm.max_map_count"
-                                          : "a run cannot be mapped: is it a file, and open for that?");
+        um_memory_map_error((PyObject *)self, result);
         Py_DECREF(self);
         return NULL;
     }
     self->address = address;
     self->length = total;
-    self->owner = um_pages_process();
-    self->writable = writable;
-    self->inherit = inherit;
     return (PyObject *)self;
 }
 
@@ -72,6 +78,7 @@ static PyObject *part(PyObject *type, PyObject *args) {
     self->length = (size_t)length;
     self->owner = whole->owner;
     self->writable = whole->writable;
+    self->shared = whole->shared;
     self->inherit = whole->inherit;
     return (PyObject *)self;
 }
@@ -188,8 +195,9 @@ static PyMethodDef methods[] = {
     {"close", close_memory, METH_NOARGS, "close($self, /)\n--\n\nUnmaps it."},
     {"unmap", unmap_memory, METH_NOARGS, "unmap($self, /)\n--\n\nclose(); whether it was mapped until now."},
     {"abandon", abandon, METH_NOARGS, "abandon($self, /)\n--\n\nIt is closed, and nothing is unmapped."},
+    {"fill", FAST(um_memory_fill), METH_FASTCALL, "fill($self, offset, runs, /)\n--\n\nMaps the runs there."},
     {"detach", FAST(um_memory_detach), METH_FASTCALL,
-     "detach($self, offset=0, length=<the rest>, /)\n--\n\nMemory of one's own in the place of these pages."},
+     "detach($self, offset, length, descriptor, /)\n--\n\nPages of a file of one's own in the place of these."},
     {"read", FAST(um_memory_read), METH_FASTCALL, "read($self, offset=0, length=<the rest>, /)\n--\n\nA copy."},
     {"write", FAST(um_memory_write), METH_FASTCALL, "write($self, offset, data, /)\n--\n\nCopies data there."},
     {"load", FAST(um_memory_load), METH_FASTCALL, "load($self, offset, /)\n--\n\nThe u32 there (acquire)."},

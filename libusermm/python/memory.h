@@ -5,6 +5,7 @@
 #include "module.h"
 
 #include <stdbool.h>
+#include <sys/mman.h>
 #include <sys/types.h>
 
 #include "pages.h"
@@ -19,7 +20,7 @@ struct um_memory {
     size_t length;
     Py_ssize_t exports; /* while there are some nobody unmaps it */
     pid_t owner;
-    bool writable, inherit;
+    bool writable, shared, inherit;
 };
 
 static inline struct um_memory *um_memory_of(PyObject *self) {
@@ -35,6 +36,14 @@ PyObject *um_memory_argument_error(PyObject *self, bool wrong_type, const char *
 /* Raises the class of usermm.errors for a negative errno. Always NULL. */
 PyObject *um_memory_error(PyObject *self, int result, const char *call, const char *reason);
 
+/* Raises for a negative errno of mapping. Always NULL. */
+PyObject *um_memory_map_error(PyObject *self, int result);
+
+static inline struct um_mode um_memory_mode(const struct um_memory *self) {
+    return (struct um_mode){PROT_READ | (self->writable ? PROT_WRITE : 0), self->shared ? MAP_SHARED : MAP_PRIVATE,
+                            self->inherit};
+}
+
 /* In a forked child that inherited nothing, other memory may be mapped at the address by now. */
 bool um_memory_is_of_parent(const struct um_memory *self);
 
@@ -42,6 +51,7 @@ bool um_memory_is_of_parent(const struct um_memory *self);
 struct um_run *um_memory_runs(const struct module_state *state, PyObject *object, size_t *ret_count, size_t *ret_total);
 
 /* Methods; see _core.pyi. */
+PyObject *um_memory_fill(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *um_memory_detach(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *um_memory_read(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *um_memory_write(PyObject *self, PyObject *const *args, Py_ssize_t count);

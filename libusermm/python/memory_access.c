@@ -41,14 +41,42 @@ static bool to_range(PyObject *self, PyObject *const *args, Py_ssize_t count, co
     if (count > 0 && !to_size(self, args[0], call, length, ret_offset))
         return false;
     *ret_length = length - *ret_offset;
-    return count < 2 || to_size(self, args[1], call, *ret_length, ret_length);
+    if (count == 2 && !to_size(self, args[1], call, *ret_length, ret_length))
+        return false;
+    return um_memory_refuse(um_memory_of(self), call) == 0; /* a number's __index__ is somebody's code */
+}
+
+PyObject *um_memory_fill(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    struct um_memory *memory = um_memory_of(self);
+    size_t offset, rest, runs_count, total, mask = (size_t)sysconf(_SC_PAGESIZE) - 1;
+    if (count != 2)
+        return um_memory_argument_error(self, true, "fill takes an offset and runs, not %zd arguments", count);
+    struct um_run *runs = um_memory_runs(um_state_of_type(Py_TYPE(self)), args[1], &runs_count, &total);
+    if (!runs)
+        return NULL;
+    PyObject *answer = NULL;
+    if (to_range(self, args, 1, "fill", &offset, &rest)) {
+        int result = 0;
+        if (total > rest || (offset & mask) || memory->whole)
+            um_memory_argument_error(self, false, "fill(%zu): %zu bytes: whole pages inside a mapping of its own",
+                                     offset, total);
+        else if ((result = um_pages_fill(memory->address + offset, runs, runs_count, um_memory_mode(memory))))
+            um_memory_map_error(self, result);
+        else
+            answer = Py_NewRef(Py_None);
+    }
+    PyMem_Free(runs);
+    return answer;
 }
 
 PyObject *um_memory_detach(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     struct um_memory *memory = um_memory_of(self);
     size_t offset, length, mask = (size_t)sysconf(_SC_PAGESIZE) - 1;
     int result = 0;
-    if (!to_range(self, args, count, "detach", &offset, &length))
+    if (count != 3 || !PyLong_Check(args[2]))
+        return um_memory_argument_error(self, true, "detach takes an offset, a length and a descriptor");
+    long fd = PyLong_AsLong(args[2]);
+    if ((fd == -1 && PyErr_Occurred()) || !to_range(self, args, 2, "detach", &offset, &length))
         return NULL;
     if ((offset | length) & mask)
         return um_memory_argument_error(self, false, "detach(%zu, %zu): pass whole pages", offset, length);
@@ -56,7 +84,7 @@ PyObject *um_memory_detach(PyObject *self, PyObject *const *args, Py_ssize_t cou
     Py_BEGIN_ALLOW_THREADS
     if (length)
         result = um_pages_detach(memory->address + offset, length, PROT_READ | (memory->writable ? PROT_WRITE : 0),
-                                 memory->inherit);
+                                 memory->inherit, (int)fd);
     Py_END_ALLOW_THREADS
     memory->exports--;
     if (result)
@@ -140,6 +168,8 @@ static uint32_t *word_at(PyObject *self, PyObject *const *args, Py_ssize_t count
         um_memory_argument_error(self, false, "%s(%zu): the memory is read-only", call, offset);
         return NULL;
     }
+    if (um_memory_refuse(memory, call)) /* the offset's __index__ is somebody's code */
+        return NULL;
     return (uint32_t *)(void *)(memory->address + offset);
 }
 

@@ -32,6 +32,12 @@ PyObject *um_memory_error(PyObject *self, int result, const char *call, const ch
     return NULL;
 }
 
+PyObject *um_memory_map_error(PyObject *self, int result) {
+    return um_memory_error(self, result, "mmap",
+                           result == -ENOMEM ? "memory or mappings ran out: unmap some, or raise vm.max_map_count"
+                                             : "a run cannot be mapped: is it a file, and open for that?");
+}
+
 bool um_memory_is_of_parent(const struct um_memory *self) {
     return !self->inherit && um_pages_process() != self->owner;
 }

@@ -8,24 +8,28 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static int map_each(char *at, const struct um_run *runs, size_t count, int prot, int flags) {
+int um_pages_fill(void *address, const struct um_run *runs, size_t count, struct um_mode mode) {
+    char *at = address;
     for (size_t i = 0; i < count; i++) {
-        if (mmap(at, runs[i].length, prot, flags | MAP_FIXED, runs[i].fd, runs[i].offset) == MAP_FAILED)
+        if (mmap(at, runs[i].length, mode.prot, mode.flags | MAP_FIXED, runs[i].fd, runs[i].offset) == MAP_FAILED ||
+            (!mode.inherit && madvise(at, runs[i].length, MADV_DONTFORK)))
             return -errno;
         at += runs[i].length;
     }
     return 0;
 }
 
-int um_pages_map(const struct um_run *runs, size_t count, size_t total, int prot, int flags, bool inherit,
-                 void **ret_address) {
+int um_pages_map(const struct um_run *runs, size_t count, size_t total, struct um_mode mode, void **ret_address) {
     /* One run needs no place to be kept for it first. */
-    void *address = count == 1 ? mmap(NULL, total, prot, flags, runs->fd, runs->offset)
-                               : mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    bool is_whole = count == 1 && runs->length == total;
+    void *address = is_whole ? mmap(NULL, total, mode.prot, mode.flags, runs->fd, runs->offset)
+                             : mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED)
         return -errno;
-    int result = count == 1 ? 0 : map_each(address, runs, count, prot, flags);
-    if (result == 0 && !inherit && madvise(address, total, MADV_DONTFORK))
+    int result = 0;
+    if (!is_whole)
+        result = um_pages_fill(address, runs, count, mode);
+    else if (!mode.inherit && madvise(address, total, MADV_DONTFORK))
         result = -errno;
     if (result)
         munmap(address, total);
@@ -90,8 +94,8 @@ static int copy_pages(const char *from, char *to, size_t length) {
     return result == -EFAULT ? 0 : result;
 }
 
-int um_pages_detach(void *address, size_t length, int prot, bool inherit) {
-    char *copy = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+int um_pages_detach(void *address, size_t length, int prot, bool inherit, int fd) {
+    char *copy = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
     if (copy == MAP_FAILED)
         return -errno;
     int result = copy_pages(address, copy, length);

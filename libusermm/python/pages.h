@@ -13,18 +13,26 @@ struct um_run {
     size_t length;
 };
 
-/*
- * Maps the runs side by side, all or none. `total` is the sum of their lengths. 0, or a negative errno.
- * `inherit` false: a forked child has nothing there.
- */
-int um_pages_map(const struct um_run *runs, size_t count, size_t total, int prot, int flags, bool inherit,
-                 void **ret_address);
+/* How pages are mapped. `inherit` false: a forked child has nothing there. */
+struct um_mode {
+    int prot, flags;
+    bool inherit;
+};
 
 /*
- * Puts anonymous memory with the same content in the place of [address, address + length). A page that is gone, since
- * its file was truncated, is zeros. 0, or a negative errno and nothing was changed.
+ * Maps the runs side by side, all or none; what `total` has more than they is kept for um_pages_fill. 0, or a negative
+ * errno.
  */
-int um_pages_detach(void *address, size_t length, int prot, bool inherit);
+int um_pages_map(const struct um_run *runs, size_t count, size_t total, struct um_mode mode, void **ret_address);
+
+/* Maps the runs side by side in the place of what is at `address`. 0, or a negative errno, maybe after a part. */
+int um_pages_fill(void *address, const struct um_run *runs, size_t count, struct um_mode mode);
+
+/*
+ * Puts a private mapping of the file `fd` with the same content in the place of [address, address + length). A page
+ * that is gone, since its file was truncated, is zeros. 0, or a negative errno and nothing was changed.
+ */
+int um_pages_detach(void *address, size_t length, int prot, bool inherit, int fd);
 
 /* A number of this process: getpid(), at the price of a load. */
 pid_t um_pages_process(void);

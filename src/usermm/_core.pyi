@@ -34,9 +34,11 @@ class Memory:
     """Pages of files, mapped side by side: a buffer of bytes, unmapped by close() or with the object."""
 
     def __new__(
-        cls, runs: Iterable[tuple[int, int, int]], *, writable: bool, shared: bool, inherit: bool
+        cls, runs: Iterable[tuple[int, int, int]], *, writable: bool, shared: bool, inherit: bool, length: int = 0
     ) -> Self:
         """Maps `runs`, each (descriptor, offset in bytes, length in bytes), at one address: all or none.
+
+        `length`: of all, where that is more than the runs have; the rest cannot be touched before fill().
 
         `shared`: MAP_SHARED, else MAP_PRIVATE. Without `inherit` a forked child has nothing there, and does nothing
         when it closes this. Raises OSError of mmap(2); ValueError and TypeError for runs that are none.
@@ -69,8 +71,12 @@ class Memory:
     def abandon(self) -> bool:
         """It is closed, and nothing is unmapped: somebody else did that. Whether it was open until now."""
 
-    def detach(self, offset: int = 0, length: int = ..., /) -> None:
-        """Puts memory of this process's own with the same content in the place of these pages; buffers stay valid.
+    def fill(self, offset: int, runs: Iterable[tuple[int, int, int]], /) -> None:
+        """Maps runs as the constructor does, from a page on. Raises as it; then some may be mapped."""
+
+    def detach(self, offset: int, length: int, descriptor: int, /) -> None:
+        """Puts a private mapping of a file, from its start, with the same content in the place of these pages; buffers
+        stay valid.
 
         A page that is gone, since its file was truncated, becomes zeros. Raises OSError (ENOMEM): nothing was changed.
         """

@@ -30,9 +30,11 @@ def test_a_child_waits_for_no_lock_of_a_thread_that_is_not_there(one: usermm.Dom
                 call()
         return "done"
 
-    locks = [events._file._lock, grantor.gntalloc._file._lock, grantee.gntdev._file._lock, old._file._lock]  # type: ignore[attr-defined]
+    devices = (grantor.gntalloc, *(each._file for each in (events, grantor.gntalloc, grantee.gntdev, old)))
+    objects = (*devices, grantor, grantee, grantor._session, grantee._session)
+    locks = [each._alone._lock for each in objects]  # type: ignore[union-attr]
     with contextlib.ExitStack() as held:
-        for lock in (*locks, grantor._session._lock, grantor._limit._lock):  # type: ignore[union-attr]
+        for lock in (*locks, grantor._limit._lock, grantee._foreign._attachments._lock):
             held.enter_context(held_by_another(lock))
         assert in_child(close_all, timeout_s=10) == "done"
     pages[2].write(0, b"kept")

@@ -82,11 +82,21 @@ def test_a_buffer_keeps_it_mapped(file: int) -> None:
         memoryview(memory)
 
 
+def detach(memory: Memory, offset: int, length: int) -> None:
+    """With a file of this process's own."""
+    file = os.memfd_create("own")
+    try:
+        os.ftruncate(file, length)
+        memory.detach(offset, length, file)
+    finally:
+        os.close(file)
+
+
 def test_detaching_keeps_content_address_and_buffers(file: int) -> None:
     memory, peer = whole(file), whole(file)
     address = memory.address
     with memoryview(memory) as mine, memoryview(peer) as theirs:
-        memory.detach(PAGE, 2 * PAGE)
+        detach(memory, PAGE, 2 * PAGE)
         mine[PAGE] = 77
         assert (theirs[PAGE], mine[2 * PAGE], memory.address) == (1, 2, address)
         mine[0] = 55
@@ -103,13 +113,13 @@ def test_detaching_keeps_content_address_and_buffers(file: int) -> None:
 def test_detaching_what_is_gone_gives_zeros(file: int) -> None:
     memory = whole(file)
     os.ftruncate(file, PAGE)
-    memory.detach()
+    detach(memory, 0, 4 * PAGE)
     assert memory.read() == bytes(4 * PAGE)
 
 
 def test_a_read_only_memory_stays_read_only_when_it_is_detached(file: int) -> None:
     memory = whole(file, writable=False, shared=False)
-    memory.detach(0, PAGE)
+    detach(memory, 0, PAGE)
     with open("/proc/self/maps", encoding="ascii", errors="replace") as lines:
         line = next(line for line in lines if int(line.split("-")[0], 16) == memory.address)
     assert line.split()[1] == "r--p"
@@ -178,7 +188,7 @@ def test_a_child_does_not_touch_what_it_has_not(file: int) -> None:
             lambda: memory.store(0, 1),
             lambda: memory.exchange(0, 1),
             lambda: memory.add(0, 1),
-            memory.detach,
+            lambda: memory.detach(0, PAGE, 0),
             lambda: Memory.part(memory, 0, PAGE),
             lambda: memoryview(memory),
         ]
@@ -215,7 +225,13 @@ REFUSED: dict[str, Callable[[Memory], Any]] = {
     "read with three": lambda memory: memory.read(0, 1, 2),  # type: ignore[call-arg]
     "write too long": lambda memory: memory.write(4 * PAGE - 1, b"ab"),
     "write without data": lambda memory: memory.write(0),  # type: ignore[call-arg]
-    "detach half a page": lambda memory: memory.detach(1, 2),
+    "detach half a page": lambda memory: memory.detach(1, 2, 0),
+    "detach without a file": lambda memory: memory.detach(0, PAGE, "a"),  # type: ignore[arg-type]
+    "fill beside a page": lambda memory: memory.fill(1, [(0, 0, PAGE)]),
+    "fill outside": lambda memory: memory.fill(3 * PAGE, [(0, 0, 2 * PAGE)]),
+    "fill with none": lambda memory: memory.fill(0, []),
+    "fill with one argument": lambda memory: memory.fill(0),  # type: ignore[call-arg]
+    "not said how": lambda _: Memory([(0, 0, PAGE)], writable=False, shared=True),  # type: ignore[call-arg]
     "part outside": lambda memory: Memory.part(memory, PAGE * 4, 1),
     "load between words": lambda memory: memory.load(2),
     "load outside": lambda memory: memory.load(PAGE * 4 - 2),
@@ -243,7 +259,8 @@ def test_mistakes_are_named_and_change_nothing(name: str, file: int) -> None:
 def test_closed_memory_refuses(call: str, file: int) -> None:
     memory = whole(file)
     memory.close()
-    arguments = {"load": (0,), "store": (0, 1), "exchange": (0, 1), "add": (0, 1), "write": (0, b"")}.get(call, ())
+    words = dict.fromkeys(("store", "exchange", "add"), (0, 1))
+    arguments: tuple[Any, ...] = {"load": (0,), "write": (0, b""), "detach": (0, PAGE, 0), **words}.get(call, ())
     with pytest.raises(ArgumentError, match="unmapped"):
         attribute = getattr(memory, call)
         attribute(*arguments)
@@ -279,7 +296,7 @@ def test_every_call_leaks_nothing(file: int) -> None:
         with memoryview(page):
             pass
         page.close()
-        memory.detach(0, PAGE)
+        detach(memory, 0, PAGE)
 
     check_no_growth(calls, times=300)
 

@@ -121,7 +121,7 @@ def _reload(server: Server, audit: Audit, path: str | None) -> None:
     if path is None:
         return
     try:
-        server.policy = Policy.load(path, after=server.policy)
+        server.adopt(Policy.load(path, after=server.policy))
     except PolicyError as error:
         audit.record("policy", file=path, loaded=False, reason=str(error))
         print(f"usermm hypervisor: {error} (the policy stays as it was)", file=sys.stderr, flush=True)

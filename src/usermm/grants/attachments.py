@@ -37,13 +37,6 @@ class Attachments:
             for key in [key for key, pool in self._pools.items() if pool.is_over]:
                 self._pools.pop(key).drop()
 
-    def forget(self, domid: int, reference: int) -> None:
-        """It is not what it was: whoever asks next is attached anew."""
-        with self._lock:
-            pool = self._pools.pop((domid, reference >> BLOCK_BITS), None)
-            if pool is not None:
-                pool.drop()
-
     def close(self) -> None:
         """Drops them all."""
         with self._lock:

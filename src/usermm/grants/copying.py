@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from usermm.errors import grant_refused
 from usermm.grants import user_memory
 from usermm.grants.files import PAGE_BYTES
-from usermm.grants.foreign import Foreign
+from usermm.grants.foreign import Foreign, Segment
 from usermm.grants.session import Refusal
 from usermm.hypercalls.wire import DOMID_SELF
 from usermm.uapi import xen_gntdev as abi
 from usermm.uapi.xen_gntdev import GrantStatus
 
+_MOST_OPEN = 64
 _BOTH = abi.COPY_SOURCE_GRANTED | abi.COPY_DEST_GRANTED
 
 
@@ -82,40 +82,37 @@ def _place(raw: bytes, granted: int) -> _Place:
 
 
 class _Pages:
-    """Descriptors of the pages that this call needs, each asked for once."""
+    """Descriptors of the pages that this call needs: those of the last few are kept."""
 
     def __init__(self, foreign: Foreign) -> None:
         self._foreign = foreign
-        self._open: dict[tuple[int, int, bool], tuple[int, int]] = {}
-        self._ends = contextlib.ExitStack()
+        self._open: dict[tuple[int, int, bool], tuple[Segment, contextlib.ExitStack]] = {}
 
     def __enter__(self) -> _Pages:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._ends.close()
+        while self._open:
+            self._open.popitem()[1][1].close()
 
     def at(self, place: _Place, *, writable: bool) -> tuple[int, int]:
         """(descriptor, offset in bytes in its file) of the place."""
         domid = self._foreign.domid if place.domid == DOMID_SELF else place.domid
         key = domid, place.reference, writable
-        if key not in self._open:
-            self._open[key] = self._ends.enter_context(_opened(self._foreign, key))
-        descriptor, page = self._open[key]
-        return descriptor, page * PAGE_BYTES + place.offset_or_address
+        found = self._open.pop(key, None)
+        if found is None:
+            if len(self._open) >= _MOST_OPEN:
+                self._open.pop(next(iter(self._open)))[1].close()  # the one that was used longest ago
+            found = self._opened(*key)
+        self._open[key] = found
+        return found[0].descriptor, found[0].page * PAGE_BYTES + place.offset_or_address
 
-
-@contextlib.contextmanager
-def _opened(foreign: Foreign, key: tuple[int, int, bool]) -> Iterator[tuple[int, int]]:
-    domid, reference, writable = key
-    try:
-        segments = foreign.open([(domid, reference)], writable=writable)
-    except Refusal as refusal:
-        raise _CopyError(GrantStatus(refusal.status or GrantStatus.GENERAL_ERROR)) from None
-    try:
-        yield segments[0].descriptor, segments[0].page
-    finally:
-        foreign.let_go(segments)
+    def _opened(self, domid: int, reference: int, writable: bool) -> tuple[Segment, contextlib.ExitStack]:
+        end = contextlib.ExitStack()
+        try:
+            return end.enter_context(self._foreign.page(domid, reference, writable=writable)), end
+        except Refusal as refusal:
+            raise _CopyError(GrantStatus(refusal.status or GrantStatus.GENERAL_ERROR)) from None
 
 
 def _read(pages: _Pages, place: _Place, length: int, call: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import Literal, Self, TypeVar
 from usermm.errors import ArgumentError, HypervisorGoneError, UnavailableError
 from usermm.grants import xen
 from usermm.grants.allocated import Limit
+from usermm.grants.alone import Alone
 from usermm.grants.arguments import domain_number, unsigned
 from usermm.grants.evtchn import Evtchn
 from usermm.grants.foreign import Foreign
@@ -88,6 +89,7 @@ class Domain:
         self._limit = Limit(limit)
         self._opened: dict[str, Gntalloc | Gntdev | Evtchn | Store] = {}
         self._session: Session | None = None
+        self._alone = Alone()
         self._is_closed = False
         if self.backend == "xen":
             self.domid, self.name = _xen_domid() if domid is None else domid, name or ""
@@ -169,29 +171,44 @@ class Domain:
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._is_closed if self._session is None else self._session.closed
+        return self._is_closed
 
     def close(self) -> None:
         """Ends the domain: its grants can no longer be mapped, its ports and its part of the store go.
 
-        What is mapped, here or there, stays until it is unmapped. May be called again.
+        What is mapped, here or there, stays until it is unmapped. May be called again, and by a signal handler.
         """
         self._is_closed = True
-        for device in self._opened.values():
-            if not isinstance(device, Store):
-                device.close()
-        self._opened.clear()
+        if self._session is not None and self._session.is_inherited:  # locks may be held by threads that are not here
+            self._close_devices()
+            self._session.close()
+        else:
+            self._alone.finish(self._close, wait=True)
+
+    def _close(self) -> None:
+        self._close_devices()
         if self._session is not None and not self._session.closed:
             self._watching.settle()
             self._foreign.close()
             self._session.close()
             self._watching.close()
 
+    def _close_devices(self) -> None:
+        for device in list(self._opened.values()):
+            if not isinstance(device, Store):
+                device.close()
+        self._opened.clear()
+
     def _own(self, name: str, opens: Callable[[], Device]) -> Device:
         device = self._opened.get(name)
         if device is None:
-            device = self._opened.setdefault(name, opens())
+            device = self._alone.run(name, lambda: self._open(name, opens))
         return device  # type: ignore[return-value] # the name decides the class
+
+    def _open(self, name: str, opens: Callable[[], Device]) -> Gntalloc | Gntdev | Evtchn | Store:
+        if name not in self._opened:  # another thread may have opened it while this one waited
+            self._opened[name] = opens()
+        return self._opened[name]
 
     def _check_open(self, call: str) -> None:
         if self.closed:

@@ -51,21 +51,28 @@ class EventPorts:
         self.senders: dict[int, Callable[[bytes, int], int]] = {}
         self.changes = 0
         """Counts descriptors that came or went: a number of before may be another port's by now."""
-        self.epoll = select.epoll()
-        try:
-            self._doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError:
-            self.epoll.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            try:
+                self.epoll = select.epoll()
+                undo.callback(self.epoll.close)
+                self._doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError as error:
+                text = f"open_evtchn: {error.strerror}: close some descriptors (ulimit -n)"
+                raise grant_refused(error.errno or 0, text) from None
+            undo.pop_all()
         self.epoll.register(self._doorbell, select.EPOLLIN)
         self._by_descriptor: dict[int, BoundPort] = {}
         self._streams: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def add(self, number: int, descriptor: int) -> None:
-        """A new port, not masked."""
+        """A new port, not masked. Its descriptor is closed when something runs out: LimitError (ENOMEM), QuotaError."""
         port = self.by_number[number] = BoundPort(number)
         self._connect(port, descriptor)
-        self.unmask(port)
+        try:
+            self.unmask(port)
+        except BaseException:
+            hang_up(self.remove(port))
+            raise
 
     def remove(self, port: BoundPort) -> socket.socket | None:
         """The port is not ours any more; its socket is the caller's to close."""
@@ -82,18 +89,20 @@ class EventPorts:
         self._disarm(port)
 
     def unmask(self, port: BoundPort) -> None:
-        """What waits is reported, and what comes."""
-        port.masked = False
+        """What waits is reported, and what comes. QuotaError (ENOSPC): fs.epoll.max_user_watches; then it stays masked.
+        """
         if port.stream is None:
             with contextlib.suppress(DeviceError):  # without a hypervisor nobody can bind it either
                 self._ask(port)
-        if port.stream is None:
-            return
-        if port.registered:
-            self.epoll.modify(port.stream.fileno(), _ARMED)
-        else:
-            self.epoll.register(port.stream.fileno(), _ARMED)
+        if port.stream is not None:
+            try:
+                arm = self.epoll.modify if port.registered else self.epoll.register
+                arm(port.stream.fileno(), _ARMED)
+            except OSError as error:
+                text = f"unmask(port {port.number}): {error.strerror}: raise fs.epoll.max_user_watches"
+                raise grant_refused(error.errno or 0, text) from None
             port.registered = True
+        port.masked = False
 
     def pending(self) -> frozenset[int]:
         """The numbers of those whose events were not taken yet, masked or not."""

@@ -50,6 +50,9 @@ class GntallocFile(DeviceFile, Protocol):
     def dealloc_gref(self, index: int, count: int) -> None:
         """DEALLOC_GREF."""
 
+    def forget(self, index: int, count: int, *, wait: bool) -> None:
+        """DEALLOC_GREF of what is not deallocated yet. Never fails; without `wait` it waits for no other thread."""
+
 
 class GntdevFile(DeviceFile, Protocol):
     """The requests that every mapping makes, as calls."""

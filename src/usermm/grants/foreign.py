@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from usermm.errors import DeviceError, grant_refused
+from usermm.errors import grant_refused
 from usermm.grants.attachments import Attachments
 from usermm.grants.files import PAGE_BYTES, Reference
 from usermm.grants.pools import GranteePool
 from usermm.grants.session import Refusal, Session
-from usermm.grants.watching import WatchedMemory, Watching, file_of
+from usermm.grants.watching import FileName, WatchedMemory, Watching, file_of
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls.pools import POOL_UNMAPPED, page_of
-from usermm.hypercalls.wire import Operation
+from usermm.hypercalls.wire import LONGEST_REQUEST_BYTES, REQUEST, Operation
 from usermm.uapi.xen_gntdev import GrantStatus
 
 
@@ -46,6 +47,11 @@ class ForeignMemory(WatchedMemory):
     """Whether neither side can reach the other's memory by other means: see Domain.is_isolated_from."""
     _session: Session | None = None
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether any of it is still mapped where it was; a forked child has none of it."""
+        return not (self._session is not None and self._session.is_inherited) and super().is_mapped
+
     def notify_on_unmap(self, page: int, offset_bytes: int, actions: int, port: int) -> None:
         """Sets, or with `actions` 0 takes back, what the hypervisor does once the page's mapping is gone."""
         assert self._session is not None
@@ -70,17 +76,22 @@ class ForeignMemory(WatchedMemory):
             pool.release(self._pool_page)
             if not self._is_notified:
                 return
-        operation, payload = Operation.UNMAPPED, b"".join(layouts.HANDLE.pack(handle) for handle, _ in self.handles)
         if pool is not None:
-            operation, payload = Operation.POOL_UNMAPPED, POOL_UNMAPPED.pack(pool.handle, self._pool_page)
-        if wait and self._is_notified:
-            with contextlib.suppress(DeviceError):  # it is unmapped; who is gone does not carry out notifications
-                self._session.call(operation, payload)
+            self._tell(Operation.POOL_UNMAPPED, POOL_UNMAPPED.pack(pool.handle, self._pool_page), wait)
+            return
+        for payload in _handles(handle for handle, _ in self.handles):
+            self._tell(Operation.UNMAPPED, payload, wait)
+
+    def _tell(self, operation: Operation, payload: bytes, wait: bool) -> None:
+        assert self._session is not None
+        if wait and self._is_notified:  # on return the notification was carried out
+            self._session.say(operation, payload)
         else:
             self._session.tell(operation, payload)
 
 
 _LAST_U16 = 0xFFFF
+_MOST_HANDLES = (LONGEST_REQUEST_BYTES - REQUEST.size) // layouts.HANDLE.size
 Kind = TypeVar("Kind", bound=ForeignMemory)
 
 
@@ -102,22 +113,44 @@ class Foreign:
         segments: list[Segment] = []
         if len(references) == 1:
             pool, segments = self._look_up(*references[0], writable=writable)
-            if pool is not None:
-                return self._map_pooled(pool, page_of(references[0][1]), writable=writable, kind=kind)
-        segments = segments or self.open(references, writable=writable)
+            memory = None if pool is None else self._map_pooled(pool, references[0][1], writable=writable, kind=kind)
+            if memory is not None:
+                return memory
+        batches = iter([segments]) if segments else self._batches(references, writable=writable)
+        return self._map_batches(batches, len(references) * PAGE_BYTES, writable=writable, kind=kind)
+
+    def _map_batches(
+        self, batches: Iterator[list[Segment]], length: int, *, writable: bool, kind: type[Kind]
+    ) -> Kind:
+        """Descriptors are closed as soon as their pages are mapped: a process may have few, and grants many."""
+        memory: Kind | None = None
+        done: list[Segment] = []
+        files: set[FileName] = set()
+        at = 0
         try:
-            runs = [(part.descriptor, part.page * PAGE_BYTES, part.pages * PAGE_BYTES) for part in segments]
-            # Private, so that a userfaultfd can watch it; a private mapping that is only read stays the file's page.
-            memory = kind(runs, writable=writable, shared=writable, inherit=False)
-            files = frozenset(file_of(part.descriptor) for part in segments)
+            for segments in batches:
+                done += segments
+                try:
+                    runs = [(part.descriptor, part.page * PAGE_BYTES, part.pages * PAGE_BYTES) for part in segments]
+                    if memory is None:
+                        # Private, so that a userfaultfd can watch it; one that is only read stays the file's pages.
+                        memory = kind(runs, writable=writable, shared=writable, inherit=False, length=length)
+                    else:
+                        memory.fill(at, runs)
+                    files.update(file_of(part.descriptor) for part in segments)
+                finally:
+                    _close(segments)
+                at += sum(part.pages for part in segments) * PAGE_BYTES
         except BaseException:
-            self.let_go(segments)
+            if memory is not None:
+                memory.unmap()
+            self._let_go(done)
             raise
-        _close(segments)
+        assert memory is not None, "there is at least one reference"
         memory._session = self._session
-        memory.handles = tuple((part.handle, part.pages) for part in segments)
-        memory.is_isolated = all(part.isolated for part in segments)
-        memory.watch(self._watching, files)
+        memory.handles = tuple((part.handle, part.pages) for part in done)
+        memory.is_isolated = all(part.isolated for part in done)
+        memory.watch(self._watching, frozenset(files))
         return memory
 
     def _look_up(self, domid: int, reference: int, *, writable: bool) -> tuple[GranteePool | None, list[Segment]]:
@@ -125,16 +158,13 @@ class Foreign:
         something."""
         pool = self._attachments.find(domid, reference)
         segments: list[Segment] = []
-        if pool is None:
-            pool, segments = self._attach(domid, reference, writable=writable)
-        else:
+        if pool is not None and not pool.is_over:
             self._session.check()
+        else:  # an ended one's number can be another domain's by now
+            pool, segments = self._attach(domid, reference, writable=writable)
         if pool is None or (writable and not pool.writable):
             return None, segments
-        if pool.hold(reference):
-            return pool, []
-        self._attachments.forget(domid, reference)  # ended, or its grantor is gone and the number is another's now
-        return None, []
+        return (pool, []) if pool.hold(reference) else (None, [])  # then the hypervisor says why
 
     def _attach(self, domid: int, reference: int, *, writable: bool) -> tuple[GranteePool | None, list[Segment]]:
         self._attachments.drop_those_that_are_over()
@@ -144,38 +174,51 @@ class Foreign:
             return None, _segments(answer, descriptors)
         isolated = bool(bits & layouts.ISOLATED)
         may_write = bool(bits & layouts.WRITABLE)
-        pool = GranteePool(handle, descriptors, self._watching, writable=may_write, is_isolated=isolated)
+        try:
+            pool = GranteePool(handle, descriptors, self._watching, writable=may_write, is_isolated=isolated)
+        except BaseException:
+            self._session.tell(Operation.UNMAPPED, layouts.HANDLE.pack(handle))
+            raise
         return self._attachments.add(domid, reference, pool), []
 
-    def _map_pooled(self, pool: GranteePool, page: int, *, writable: bool, kind: type[Kind]) -> Kind:
+    def _map_pooled(self, pool: GranteePool, reference: int, *, writable: bool, kind: type[Kind]) -> Kind | None:
+        """None: the pool was dropped meanwhile."""
+        page = page_of(reference)
         try:
             whole = pool.mapping(writable=writable)
-            memory = kind.part(whole, page * PAGE_BYTES, PAGE_BYTES)
+            memory = None if whole is None else kind.part(whole, page * PAGE_BYTES, PAGE_BYTES)
         except BaseException:
             pool.release(page)
             raise
+        if memory is None:
+            pool.release(page)
+            return None
         memory._session, memory._pool, memory._pool_page = self._session, pool, page
         memory.handles = ((pool.handle, 1),)
         memory.is_isolated = pool.is_isolated
         memory._watching, memory._pool_mapping = self._watching, whole
         return memory
 
-    def open(self, references: Sequence[Reference], *, writable: bool) -> list[Segment]:
-        """Descriptors for the pages, to be closed by the caller: all or none. Raises Refusal."""
-        runs = list(_runs(references))
-        found: list[Segment] = []
-        done = 0
+    @contextlib.contextmanager
+    def page(self, domid: int, reference: int, *, writable: bool) -> Iterator[Segment]:
+        """One page by a descriptor. Raises Refusal."""
+        segments = next(self._batches([(domid, reference)], writable=writable))
         try:
-            while runs:
-                part = _segments(*self._request(runs[: layouts.MOST_RUNS], writable, 0, done))
-                found += part
-                pages = sum(segment.pages for segment in part)
-                done += pages
-                runs = list(_without(runs, pages))
-        except BaseException:
-            self.let_go(found)
-            raise
-        return found
+            yield segments[0]
+        finally:
+            _close(segments)
+            self._let_go(segments)
+
+    def _batches(self, references: Sequence[Reference], *, writable: bool) -> Iterator[list[Segment]]:
+        """What they name, as much at a time as a reply has; its descriptors are the caller's. Raises Refusal."""
+        runs = list(_runs(references))
+        done = 0
+        while runs:
+            part = _segments(*self._request(runs[: layouts.MOST_RUNS], writable, 0, done))
+            pages = sum(segment.pages for segment in part)
+            done += pages
+            runs = list(_without(runs, pages))
+            yield part
 
     def _request(
         self, runs: list[tuple[int, int, int]], writable: bool, flags: int, done: int
@@ -202,12 +245,9 @@ class Foreign:
         except Refusal as refusal:
             raise grant_refused(refusal.errno, f"{call}: {refusal.reason}") from None
 
-    def let_go(self, segments: list[Segment]) -> None:
-        """Closes what open() gave."""
-        _close(segments)
-        if segments:
-            handles = b"".join(layouts.HANDLE.pack(part.handle) for part in segments)
-            self._session.tell(Operation.UNMAPPED, handles)
+    def _let_go(self, segments: list[Segment]) -> None:
+        for payload in _handles(segment.handle for segment in segments):
+            self._session.tell(Operation.UNMAPPED, payload)
 
 
 def _segments(answer: bytes, descriptors: list[int]) -> list[Segment]:
@@ -216,6 +256,13 @@ def _segments(answer: bytes, descriptors: list[int]) -> list[Segment]:
         Segment(handle, descriptor, page, pages, bool(bits & layouts.WRITABLE), bool(bits & layouts.ISOLATED))
         for descriptor, (handle, page, pages, bits) in zip(descriptors, parts, strict=True)
     ]
+
+
+def _handles(handles: Iterable[int]) -> Iterator[bytes]:
+    """As many as one message takes, each time."""
+    rest = iter(handles)
+    while payload := b"".join(map(layouts.HANDLE.pack, itertools.islice(rest, _MOST_HANDLES))):
+        yield payload
 
 
 def _close(segments: Iterable[Segment]) -> None:

@@ -9,7 +9,8 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
 from usermm._core import Memory
-from usermm.errors import DeviceError, grant_refused
+from usermm.errors import grant_refused
+from usermm.grants.alone import Alone
 from usermm.grants.arguments import unsigned
 from usermm.grants.device import Device
 from usermm.grants.files import PAGE_BYTES, GntallocFile
@@ -33,6 +34,14 @@ class Allocation(GrantedPages):
     grantee_writes = False
     """Whether the other domain may write."""
 
+    def _close(self, *, wait: bool) -> None:
+        device, file = self._device, self._file
+        if wait and device is not None and file is not None and not file.is_inherited:
+            # Not while its pages are taken back, which has a view of them.
+            device._alone.run("close", lambda: super(Allocation, self)._close(wait=True))
+        else:
+            super()._close(wait=wait)
+
     def revoke(self) -> None:
         """Takes all pages back, whoever maps them; this domain keeps what is in them at the same address.
 
@@ -49,6 +58,7 @@ class Gntalloc(Device[GntallocFile]):
 
     def __init__(self, file: GntallocFile) -> None:
         super().__init__(file)
+        self._alone = Alone()
         self._allocations: dict[int, weakref.ref[Allocation]] = {}
 
     def allocate(self, domid: int, count: int = 1, *, writable: bool = False) -> Allocation:
@@ -111,23 +121,23 @@ class Gntalloc(Device[GntallocFile]):
         self._file.ioctl(abi.SET_UNMAP_NOTIFY, bytearray(abi.NOTIFY.pack(where, action, through)))
 
     def _take_back(self, allocation: Allocation, page: int, pages: int) -> None:
-        if not isinstance(self._file, LocalGntalloc):
+        file = self._file
+        if not isinstance(file, LocalGntalloc):
             text = "a real Xen has no such call: end the grant by close(), which waits for the other domain"
             raise grant_refused(errno.EOPNOTSUPP, f"gntalloc: revoke: {text}")
-        first = allocation.references[0]
+        self._alone.run("revoke", lambda: self._take_back_live(file, allocation, page, pages))
+
+    def _take_back_live(self, file: LocalGntalloc, allocation: Allocation, page: int, pages: int) -> None:
         live = [number for number in allocation.references[page : page + pages] if number in self._allocations]
         for run in _consecutive(live):
-            self._file.revoke(run[0], len(run), allocation, run[0] - first)
+            file.revoke(run[0], len(run), allocation, run[0] - allocation.references[0])
             for number in run:
-                del self._allocations[number]
+                self._allocations.pop(number, None)
 
-    def _forget(self, allocation: Allocation) -> None:
+    def _forget(self, allocation: Allocation, *, wait: bool) -> None:
         for number in allocation.references:
             self._allocations.pop(number, None)
-        try:
-            self._file.dealloc_gref(allocation.index, len(allocation.references))
-        except DeviceError:
-            return  # the file was closed, which deallocates, or the hypervisor is gone
+        self._file.forget(allocation.index, len(allocation.references), wait=wait)
 
 
 def _consecutive(numbers: Iterable[int]) -> Iterator[list[int]]:

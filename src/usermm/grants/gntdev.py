@@ -117,7 +117,7 @@ class Gntdev(Device[GntdevFile]):
         self._file.ioctl(abi.GRANT_COPY, argument)
         return [GrantStatus(status) for *_, status in abi.SEGMENT.iter_unpack(packed)]
 
-    def _forget(self, mapping: Mapping) -> None:
+    def _forget(self, mapping: Mapping, *, wait: bool) -> None:  # noqa: ARG002 - no file of the device waits
         try:
             self._file.unmap_grant_ref(mapping.index, len(mapping.references))
         except DeviceError:

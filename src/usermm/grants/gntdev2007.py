@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from usermm.errors import BadReferenceError, DeviceError, grant_refused
 from usermm.grants import user_memory
-from usermm.grants.files import PAGE_BYTES
+from usermm.grants.alone import Alone
+from usermm.grants.files import PAGE_BYTES, Reference
 from usermm.grants.foreign import Foreign
 from usermm.grants.local_file import LocalFile, Requests
 from usermm.grants.local_gntdev import MappedGrants
@@ -29,7 +30,7 @@ MOST_FILES = 128
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _open_files: weakref.WeakKeyDictionary[Foreign, weakref.WeakSet[LocalGntdev2007]] = weakref.WeakKeyDictionary()
-_opening = threading.RLock()  # as the files' own
+_opening = threading.RLock()  # a signal handler may open one, too
 
 
 @dataclass(slots=True, eq=False)
@@ -59,8 +60,7 @@ class LocalGntdev2007(LocalFile, PackedGntdev2007):
         self._foreign = foreign
         self._slots = Slots()
         self._mapped: list[_Mapped] = []
-        # A finalizer that unmaps can come in between, in the thread that has the lock.
-        self._lock = threading.RLock()
+        self._alone = Alone()
         with _opening:
             files = _open_files.setdefault(foreign, weakref.WeakSet())
             if len(files) >= MOST_FILES:
@@ -91,16 +91,11 @@ class LocalGntdev2007(LocalFile, PackedGntdev2007):
         if rest:
             raise grant_refused(errno.EINVAL, f"{call}: the offset is not a page's: pass what MAP_GRANT_REF gave")
         mapped = _Mapped(first, -(-length // PAGE_BYTES))
-        with self._lock:
-            self._settle()
-            references = self._slots.map(mapped.first, mapped.count, call)
-            self._mapped.append(mapped)
-        try:  # the lock is not held while others are asked
+        references = self._alone.run("mmap", lambda: self._begin(mapped, call))
+        try:
             memory = self._foreign.map(references, writable=writable, kind=kind)
         except BaseException as error:
-            with self._lock:
-                self._mapped.remove(mapped)
-                self._slots.unmapped(mapped.first, mapped.count)
+            self._alone.finish(lambda: self._end(mapped), wait=True)
             if isinstance(error, Refusal):
                 raise _refused(error, first, call) from None
             raise
@@ -115,11 +110,20 @@ class LocalGntdev2007(LocalFile, PackedGntdev2007):
         with _opening:
             _open_files.get(self._foreign, weakref.WeakSet[LocalGntdev2007]()).discard(self)
 
+    def _begin(self, mapped: _Mapped, call: str) -> list[Reference]:
+        self._settle()
+        references = self._slots.map(mapped.first, mapped.count, call)
+        self._mapped.append(mapped)
+        return references
+
+    def _end(self, mapped: _Mapped) -> None:
+        self._mapped.remove(mapped)
+        self._slots.unmapped(mapped.first, mapped.count)
+
     def _settle(self) -> None:
         """Slots whose mapping is gone, by close() or by somebody else's munmap, wait to be mapped again."""
         for mapped in [each for each in self._mapped if each.is_gone]:
-            self._mapped.remove(mapped)
-            self._slots.unmapped(mapped.first, mapped.count)
+            self._end(mapped)
 
     def _map_grant_ref(self, argument: bytearray | memoryview) -> None:
         count, pointer, _ = abi.MAP_2007.unpack_from(argument)
@@ -130,8 +134,7 @@ class LocalGntdev2007(LocalFile, PackedGntdev2007):
             raise grant_refused(errno.ENOMEM, f"{call}: a file has {SLOTS_2007} slots")
         data = user_memory.read(pointer, count * abi.REFERENCE.size, call)
         references: list[tuple[int, int]] = list(abi.REFERENCE.iter_unpack(data))
-        with self._lock:
-            first = self._slots.take(references, call)
+        first = self._alone.run("MAP_GRANT_REF", lambda: self._slots.take(references, call))
         abi.MAP_2007.pack_into(argument, 0, count, pointer, first * PAGE_BYTES)
 
     def _unmap_grant_ref(self, argument: bytearray | memoryview) -> None:
@@ -142,23 +145,30 @@ class LocalGntdev2007(LocalFile, PackedGntdev2007):
         slot, rest = divmod(index, PAGE_BYTES)
         if rest:
             raise grant_refused(errno.EINVAL, f"{call}: the index is not a slot's: pass what MAP_GRANT_REF gave")
-        with self._lock:
-            self._settle()
-            self._slots.free(slot, count, call)
+        self._alone.run("UNMAP_GRANT_REF", lambda: self._free(slot, count, call))
+
+    def _free(self, slot: int, count: int, call: str) -> None:
+        self._settle()
+        self._slots.free(slot, count, call)
 
     def _get_offset_for_vaddr(self, argument: bytearray | memoryview) -> None:
         address, _, _ = abi.OFFSET_2007.unpack_from(argument)
         call = f"gntdev: GET_OFFSET_FOR_VADDR({address:#x})"
-        with self._lock:
-            self._settle()
-            for mapped in self._mapped:
-                memory = mapped.memory() if mapped.memory is not None else None
-                if memory is not None and memory.is_mapped and memory.address == address:
-                    abi.OFFSET_2007.pack_into(argument, 0, address, mapped.first * PAGE_BYTES, mapped.count)
-                    return
-        if not _is_anything_at(address):
+        found = self._alone.run("GET_OFFSET_FOR_VADDR", lambda: self._mapped_at(address))
+        if found is not None:
+            abi.OFFSET_2007.pack_into(argument, 0, address, found.first * PAGE_BYTES, found.count)
+        elif _is_anything_at(address):
+            raise grant_refused(errno.EINVAL, f"{call}: no mapping of this file starts there")
+        else:
             raise grant_refused(errno.EFAULT, f"{call}: nothing is mapped there")
-        raise grant_refused(errno.EINVAL, f"{call}: no mapping of this file starts there")
+
+    def _mapped_at(self, address: int) -> _Mapped | None:
+        self._settle()
+        for mapped in self._mapped:
+            memory = mapped.memory() if mapped.memory is not None else None
+            if memory is not None and memory.is_mapped and memory.address == address:
+                return mapped
+        return None
 
 
 def _refused(refusal: Refusal, first: int, call: str) -> DeviceError:

@@ -10,7 +10,6 @@ import errno
 import os
 import socket
 import struct
-import threading
 import time
 import weakref
 from collections import deque
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 
 from usermm._core import Memory
 from usermm.errors import DeviceError, WouldBlockError, grant_refused
+from usermm.grants.alone import Alone
 from usermm.grants.event_ports import AT_ONCE, EVENT, BoundPort, EventPorts, hang_up
 from usermm.grants.session import Session
 from usermm.hypercalls import ports as layouts
@@ -38,7 +38,7 @@ class LocalEvtchn:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._lock = threading.Lock()
+        self._alone = Alone()
         self._inside = 0
         self._restricted_to: int | None = None
         self._refusal = 0  # EBADF once closed, ECHILD in a child
@@ -110,17 +110,19 @@ class LocalEvtchn:
 
     def close(self) -> None:
         """Unbinds its ports: the peers see a hang-up. Threads that wait get ClosedError. May be called again."""
+        self._alone.finish(self._close, wait=True)
+
+    def _close(self) -> None:
         if self._refusal:
             return
-        with self._lock:
-            self._refusal = errno.EBADF
-            removed = [(port.number, self._ports.remove(port)) for port in list(self._ports.by_number.values())]
-            self._ports.ring()
-            if not self._inside:
-                self._ports.close()
-        for number, stream in removed:
+        self._refusal = errno.EBADF
+        for number, port in list(self._ports.by_number.items()):
+            stream = self._ports.remove(port)
             self._session.tell(Operation.PORT_CLOSE, layouts.PORT.pack(number))
             hang_up(stream)
+        self._ports.ring()
+        if not self._inside:
+            self._ports.close()
 
     @property
     def closed(self) -> bool:
@@ -145,58 +147,68 @@ class LocalEvtchn:
         """The ports with an event, which are masked from now on; waits for one, `timeout` seconds at most."""
         deadline = None if timeout is None else deadline_s(timeout)
         wait_s = timeout
-        self._enter()
+        self._alone.run("read", self._enter)
         try:
             while True:
                 changes = self._ports.changes
                 ready = self._ports.epoll.poll(wait_s, most)
                 if not ready and wait_s is not None:
                     return []
-                with self._lock:
-                    self._refuse_if_unusable("read")
-                    ports = self._ports.take(ready, changes)
+                ports = self._alone.run("read", lambda: self._take(ready, changes))  # noqa: B023 - it is run at once
                 if ports:
                     return ports
                 if deadline is not None:
                     wait_s = max(0.0, deadline - time.monotonic())
         finally:
-            self._leave()
+            self._alone.finish(self._leave, wait=True)
+
+    def _take(self, ready: list[tuple[int, int]], changes: int) -> list[int]:
+        self._refuse_if_unusable("read")
+        return self._ports.take(ready, changes)
 
     def unmask(self, ports: Iterable[int]) -> None:
         """What came since the port was masked is reported now. Ports that are not this file's are passed over."""
-        with self._lock:
-            self._refuse_if_unusable("unmask")
-            for number in ports:
-                port = self._ports.by_number.get(number)
-                if port is not None and port.masked:
-                    self._ports.unmask(port)
+        wanted = tuple(ports)
+        self._alone.do("unmask", lambda: self._unmask(wanted))
+
+    def _unmask(self, numbers: Iterable[int]) -> None:
+        self._refuse_if_unusable("unmask")
+        for number in numbers:
+            port = self._ports.by_number.get(number)
+            if port is not None and port.masked:
+                self._ports.unmask(port)
 
     def mask(self, number: int) -> None:
         """Its events wait until it is unmasked. ENOTCONN."""
-        with self._lock:
-            self._ports.mask(self._find(number, "mask"))
+        self._alone.do("mask", lambda: self._ports.mask(self._find(number, "mask")))
 
     def pending(self) -> frozenset[int]:
         """The ports whose events were not taken yet, masked or not."""
-        with self._lock:
-            self._refuse_if_unusable("pending")
-            return self._ports.pending()
+        return self._alone.run("pending", self._pending)
+
+    def _pending(self) -> frozenset[int]:
+        self._refuse_if_unusable("pending")
+        return self._ports.pending()
 
     def borrow(self, number: int) -> tuple[BoundPort, socket.socket]:
         """The port, masked, and a copy of its socket for a Waiter. ENOTCONN; HypervisorGoneError where it has none."""
-        with self._lock:
-            port = self._find(number, "waiter")
-            self._ports.mask(port)
-            return port, self._ports.lend(port)
+        return self._alone.run("waiter", lambda: self._borrow(number))
+
+    def _borrow(self, number: int) -> tuple[BoundPort, socket.socket]:
+        port = self._find(number, "waiter")
+        self._ports.mask(port)
+        return port, self._ports.lend(port)
 
     def renew(self, port: BoundPort, hang_ups: int) -> socket.socket:
         """As `borrow` after a hang-up, `hang_ups` being how many the Waiter has known of."""
-        with self._lock:
-            if self._find(port.number, "wait") is not port:
-                raise _no_such_port("wait", port.number)
-            if port.hang_ups == hang_ups:
-                self._ports.rearm(port)
-            return self._ports.lend(port)
+        return self._alone.run("wait", lambda: self._renew(port, hang_ups))
+
+    def _renew(self, port: BoundPort, hang_ups: int) -> socket.socket:
+        if self._find(port.number, "wait") is not port:
+            raise _no_such_port("wait", port.number)
+        if port.hang_ups == hang_ups:
+            self._ports.rearm(port)
+        return self._ports.lend(port)
 
     def abandon(self, port: BoundPort) -> None:
         """For finalizers: it is unbound before the next one is bound. Takes no lock."""
@@ -223,26 +235,32 @@ class LocalEvtchn:
             if self._ports.by_number.get(port.number) is port:
                 with contextlib.suppress(DeviceError):
                     self._unbind(port.number)
+        self._alone.check("bind")  # before there is a port that nobody has
         answer, descriptors = self._session.call(operation, payload)
         (number,) = layouts.PORT.unpack(answer)
-        with self._lock:
-            if not self._refusal:
-                self._ports.add(number, descriptors[0])
-                return int(number)
-        os.close(descriptors[0])
-        self._session.tell(Operation.PORT_CLOSE, answer)
-        self._refuse_if_unusable("bind")
-        raise AssertionError
+        try:
+            self._alone.run("bind", lambda: self._add(number, descriptors[0]))
+        except BaseException:
+            self._session.tell(Operation.PORT_CLOSE, answer)
+            raise
+        return int(number)
+
+    def _add(self, number: int, descriptor: int) -> None:
+        try:
+            self._refuse_if_unusable("bind")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._ports.add(number, descriptor)
 
     def _unbind(self, number: int) -> None:
+        self._alone.do("unbind", lambda: self._remove(self._find(number, "unbind")))
+
+    def _remove(self, port: BoundPort) -> None:
         """The hypervisor is told first: whoever sees the hang-up and asks it finds the port closed."""
-        with self._lock:
-            stream = self._ports.remove(self._find(number, "unbind"))
-        try:
-            with contextlib.suppress(DeviceError):
-                self._session.call(Operation.PORT_CLOSE, layouts.PORT.pack(number))
-        finally:
-            hang_up(stream)
+        stream = self._ports.remove(port)
+        self._session.say(Operation.PORT_CLOSE, layouts.PORT.pack(port.number))
+        hang_up(stream)
 
     def _restrict(self, domid: int) -> None:
         if self._restricted_to is not None:
@@ -271,15 +289,13 @@ class LocalEvtchn:
     # Closing while others are inside
 
     def _enter(self) -> None:
-        with self._lock:
-            self._refuse_if_unusable("read")
-            self._inside += 1
+        self._refuse_if_unusable("read")
+        self._inside += 1
 
     def _leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._refusal and not self._inside:
-                self._ports.close()
+        self._inside -= 1
+        if self._refusal and not self._inside:
+            self._ports.close()
 
     def _refuse_if_unusable(self, call: str) -> None:
         if self._refusal == errno.ECHILD:
@@ -291,9 +307,9 @@ class LocalEvtchn:
     def _become_a_childs(self) -> None:
         """The child's copies are closed: without a hypervisor they would keep the peers from seeing this domain's end.
 
-        Another thread of the parent may have held the lock, so it is not taken; there is no other thread here.
+        Another thread of the parent may have been inside, so nobody waits for it; there is no other thread here.
         """
-        self._lock = threading.Lock()
+        self._alone = Alone()
         if not self._refusal:
             self._refusal = errno.ECHILD
             self._ports.close_copies()

@@ -10,12 +10,12 @@ import contextlib
 import errno
 import mmap as _mmap
 import os
-import threading
 from array import array
 from collections.abc import Sequence
 
-from usermm.errors import grant_refused
+from usermm.errors import BadReferenceError, ClosedError, grant_refused
 from usermm.grants.allocated import Allocated, Limit, left_of
+from usermm.grants.alone import Alone
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.grantor_pools import GrantorPools
 from usermm.grants.local_file import LocalFile, Requests
@@ -27,6 +27,9 @@ from usermm.hypercalls.pools import page_of
 from usermm.hypercalls.wire import Operation
 from usermm.uapi import xen_gntalloc as abi
 
+Parts = tuple[tuple[Allocated, int, int], ...]
+"""(allocation, its page, pages) each."""
+
 
 class GrantedPages(WatchedMemory):
     """Pages of this domain's own, granted to another and mapped here."""
@@ -34,12 +37,11 @@ class GrantedPages(WatchedMemory):
     is_isolated = False
     """Whether neither side can reach the other's memory by other means: see Domain.is_isolated_from."""
     _file: LocalGntalloc | None = None
-    _parts: tuple[tuple[Allocated, int, int], ...] = ()
+    _parts: Parts = ()
 
-    def _let_go(self, *, wait: bool) -> None:  # noqa: ARG002 - a release is only told
-        if self._file is not None and not self._file.is_inherited:
-            for allocated, page, pages in self._parts:
-                self._file._drop(allocated, page, pages)
+    def _let_go(self, *, wait: bool) -> None:
+        if self._file is not None:
+            self._file.let_go(self._parts, wait=wait)
 
 
 class LocalGntalloc(LocalFile):
@@ -52,7 +54,7 @@ class LocalGntalloc(LocalFile):
         self._session = session
         self._watching = watching
         self._limit = limit
-        self._lock = threading.RLock()
+        self._alone = Alone()
         self._pages: dict[int, Allocated] = {}
         self._next_page = 0
         self._pools = GrantorPools(session, watching)
@@ -71,24 +73,26 @@ class LocalGntalloc(LocalFile):
 
         EINVAL: not MAP_SHARED, not at a page; ENOENT: an index that was not given out, or is deallocated.
         """
-        self._check_usable("mmap")
         pages = -(-length // PAGE_BYTES)  # as mmap(2) rounds
         page, misplaced = divmod(offset, PAGE_BYTES)
         if not flags & _mmap.MAP_SHARED or pages <= 0 or misplaced:
             text = f"gntalloc: mmap({length} bytes at {offset:#x}): map whole pages, one or more, with MAP_SHARED"
             raise grant_refused(errno.EINVAL, text)
-        with self._lock:
-            one = self._pages.get(page) if pages == 1 and prot & _mmap.PROT_WRITE else None
-            if one is not None and one.pool is not None:
-                return self._part_of_pool(one, one.pool, kind)
-            parts = tuple(self._find(offset, pages, errno.ENOENT, "mmap"))
-            with contextlib.ExitStack() as unneeded:
-                runs = [self._run(unneeded, *part) for part in parts]
-                memory = kind(runs, writable=bool(prot & _mmap.PROT_WRITE), shared=True, inherit=True)
-                files = frozenset(file_of(descriptor) for descriptor, _, _ in runs)
-            for allocated, page, many in parts:
-                for at in range(page, page + many):
-                    allocated.users[at] += 1
+        return self._alone.run("mmap", lambda: self._mmap(page, pages, bool(prot & _mmap.PROT_WRITE), kind))
+
+    def _mmap(self, page: int, pages: int, writable: bool, kind: type[GrantedPages]) -> GrantedPages:
+        self._check_usable("mmap")
+        one = self._pages.get(page) if pages == 1 and writable else None
+        if one is not None and one.pool is not None:
+            return self._part_of_pool(one, one.pool, kind)
+        parts = self._find(page * PAGE_BYTES, pages, errno.ENOENT, "mmap")
+        with contextlib.ExitStack() as unneeded:
+            runs = [self._run(unneeded, *part) for part in parts]
+            memory = kind(runs, writable=writable, shared=True, inherit=True)
+            files = frozenset(file_of(descriptor) for descriptor, _, _ in runs)
+        for allocated, first, many in parts:
+            for at in range(first, first + many):
+                allocated.users[at] += 1
         memory._file, memory._parts = self, parts
         memory.is_isolated = all(allocated.is_isolated for allocated, _, _ in parts)
         memory.watch(self._watching, files)
@@ -109,15 +113,29 @@ class LocalGntalloc(LocalFile):
 
     def close(self) -> None:
         """Deallocates everything; what is mapped stays until it is unmapped."""
-        if self.is_inherited:
-            self._closed = True
-            return
-        with self._lock:
-            self._closed = True
-            for allocated in list(dict.fromkeys(self._pages.values())):
-                for page in list(left_of(allocated, self._pages)):
-                    self._remove(allocated, *page)
-            self._pools.close()
+        self._closed = True
+        if not self.is_inherited:
+            self._alone.finish(self._close, wait=True)
+
+    def _close(self) -> None:
+        for allocated in list(dict.fromkeys(self._pages.values())):
+            for page in list(left_of(allocated, self._pages)):
+                self._remove(allocated, *page)
+        self._pools.close()
+
+    def let_go(self, parts: Parts, *, wait: bool) -> None:
+        """They are no longer mapped. Never fails; without `wait` it does not wait for other threads."""
+        if not self.is_inherited:
+            self._alone.finish(lambda: self._drop_all(parts), wait=wait)
+
+    def forget(self, index: int, count: int, *, wait: bool) -> None:
+        """DEALLOC_GREF of what is not deallocated yet. As let_go."""
+        if not self.is_inherited:
+            self._alone.finish(lambda: self._forget(index, count), wait=wait)
+
+    def _forget(self, index: int, count: int) -> None:
+        with contextlib.suppress(BadReferenceError, ClosedError):  # it was deallocated before
+            self._dealloc(index, count)
 
     def _alloc_gref(self, argument: bytearray | memoryview) -> None:
         domid, flags, count, _ = abi.ALLOC.unpack_from(argument)
@@ -133,38 +151,38 @@ class LocalGntalloc(LocalFile):
 
     def alloc_gref(self, domid: int, flags: int, count: int) -> tuple[int, Sequence[int]]:
         """ALLOC_GREF. QuotaError (ENOSPC), PermissionDeniedError (EACCES), BadReferenceError (EINVAL)."""
-        allocated = self._alloc(domid, flags, count)
+        allocated = self._alone.run("ALLOC_GREF", lambda: self._alloc(domid, flags, count))
         return allocated.index, allocated.references
 
     def allocate(
         self, domid: int, flags: int, count: int, kind: type[GrantedPages]
     ) -> tuple[GrantedPages, int, Sequence[int]]:
         """ALLOC_GREF and mmap. Errors of both."""
-        allocated = self._alloc(domid, flags, count)
-        try:
-            if allocated.pool is None:
-                prot = _mmap.PROT_READ | _mmap.PROT_WRITE
-                memory = self.mmap(count * PAGE_BYTES, prot, _mmap.MAP_SHARED, allocated.index, kind)
-            else:
-                with self._lock:
+        def allocate() -> tuple[GrantedPages, int, Sequence[int]]:
+            allocated = self._alloc(domid, flags, count)
+            try:
+                if allocated.pool is not None:
                     memory = self._part_of_pool(allocated, allocated.pool, kind)
-        except BaseException:
-            self.dealloc_gref(allocated.index, count)
-            raise
-        return memory, allocated.index, allocated.references
+                else:
+                    memory = self._mmap(allocated.first_page, count, True, kind)
+            except BaseException:
+                self._dealloc(allocated.index, count)
+                raise
+            return memory, allocated.index, allocated.references
+
+        return self._alone.run("ALLOC_GREF", allocate)
 
     def _alloc(self, domid: int, flags: int, count: int) -> Allocated:
         self._check_usable("ALLOC_GREF")
         self._limit.take(count, domid)
         try:
-            with self._lock:
-                return self._allocate(domid, bool(flags & abi.WRITABLE), count)
+            return self._allocate(domid, bool(flags & abi.WRITABLE), count)
         except BaseException:
             self._limit.give_back(count)
             raise
 
     def _part_of_pool(self, allocated: Allocated, pool: GrantorPool, kind: type[GrantedPages]) -> GrantedPages:
-        """It is mapped already: no system call. The caller has the lock."""
+        """It is mapped already: no system call."""
         memory = kind.part(pool.memory, page_of(allocated.first_reference) * PAGE_BYTES, PAGE_BYTES)
         allocated.users[0] += 1
         memory._file, memory._parts = self, ((allocated, 0, 1),)
@@ -196,28 +214,32 @@ class LocalGntalloc(LocalFile):
 
     def dealloc_gref(self, index: int, count: int) -> None:
         """DEALLOC_GREF. BadReferenceError (EINVAL)."""
+        self._alone.run("DEALLOC_GREF", lambda: self._dealloc(index, count))
+
+    def _dealloc(self, index: int, count: int) -> None:
         self._check_usable("DEALLOC_GREF")
-        with self._lock:
-            for part in self._find(index, count, errno.EINVAL, "DEALLOC_GREF"):
-                self._remove(*part)
+        for part in self._find(index, count, errno.EINVAL, "DEALLOC_GREF"):
+            self._remove(*part)
 
     def _set_unmap_notify(self, argument: bytearray | memoryview) -> None:
         index, actions, port = abi.NOTIFY.unpack_from(argument)
-        call = f"gntalloc: SET_UNMAP_NOTIFY(index {index:#x}, action {actions}, port {port})"
-        with self._lock:
-            ((allocated, page, _),) = self._find(index - index % PAGE_BYTES, 1, errno.ENOENT, "SET_UNMAP_NOTIFY")
-            if actions & ~(abi.NOTIFY_CLEAR_BYTE | abi.NOTIFY_SEND_EVENT):
-                raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
-            reference = allocated.first_reference + page
-            payload = layouts.GRANTOR_NOTIFY.pack(reference, index % PAGE_BYTES, actions, port)
-            self._session.call(Operation.GRANTOR_NOTIFY, payload)
-            allocated.is_notified = True
+        self._alone.run("SET_UNMAP_NOTIFY", lambda: self._notify(index, actions, port))
 
-    def _find(self, index: int, count: int, missing: int, call: str) -> list[tuple[Allocated, int, int]]:
+    def _notify(self, index: int, actions: int, port: int) -> None:
+        ((allocated, page, _),) = self._find(index - index % PAGE_BYTES, 1, errno.ENOENT, "SET_UNMAP_NOTIFY")
+        if actions & ~(abi.NOTIFY_CLEAR_BYTE | abi.NOTIFY_SEND_EVENT):
+            call = f"gntalloc: SET_UNMAP_NOTIFY(index {index:#x}, action {actions}, port {port})"
+            raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
+        reference = allocated.first_reference + page
+        payload = layouts.GRANTOR_NOTIFY.pack(reference, index % PAGE_BYTES, actions, port)
+        self._session.call(Operation.GRANTOR_NOTIFY, payload)
+        allocated.is_notified = True
+
+    def _find(self, index: int, count: int, missing: int, call: str) -> Parts:
         """(allocation, its page, pages) for `count` pages from `index`, or the errno `missing`."""
         page, misplaced = divmod(index, PAGE_BYTES)
         if count == 1 and not misplaced and (one := self._pages.get(page)) is not None:
-            return [(one, page - one.first_page, 1)]
+            return ((one, page - one.first_page, 1),)
         end, found = page + count, []
         there = count and not misplaced
         while there and page < end:
@@ -230,7 +252,7 @@ class LocalGntalloc(LocalFile):
             found.append((allocated, page - allocated.first_page, pages))
             page += pages
         if there:
-            return found
+            return tuple(found)
         text = f"gntalloc: {call}({count} pages at {index:#x}): not all of it was given out by ALLOC_GREF, or it was "
         raise grant_refused(missing, text + "deallocated")
 
@@ -256,24 +278,22 @@ class LocalGntalloc(LocalFile):
             allocated.descriptor = None
         self._drop(allocated, page, pages)
 
+    def _drop_all(self, parts: Parts) -> None:
+        for part in parts:
+            self._drop(*part)
+
     def _drop(self, allocated: Allocated, page: int, pages: int) -> None:
         """One user less of each; pages without any are no longer granted."""
-        with self._lock:
-            users = allocated.users
-            if allocated.count == 1:
-                users[0] -= 1
-                if not users[0]:
-                    self._release(allocated, 0, 1)
-                return
-            first = None
-            for at in range(page, page + pages):
-                users[at] -= 1
-                if not users[at] and first is None:
-                    first = at
-                if first is not None and (users[at] or at == page + pages - 1):
-                    end = at if users[at] else at + 1
-                    self._release(allocated, first, end - first)
-                    first = None
+        users = allocated.users
+        first = None
+        for at in range(page, page + pages):
+            users[at] -= 1
+            if not users[at] and first is None:
+                first = at
+            if first is not None and (users[at] or at == page + pages - 1):
+                end = at if users[at] else at + 1
+                self._release(allocated, first, end - first)
+                first = None
 
     def _release(self, allocated: Allocated, page: int, pages: int) -> None:
         self._limit.give_back(pages)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 import mmap as _mmap
-import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from usermm.errors import grant_refused
+from usermm.errors import BadReferenceError, grant_refused
 from usermm.grants import user_memory
+from usermm.grants.alone import Alone
 from usermm.grants.copying import copy_segments
 from usermm.grants.files import PAGE_BYTES, UNCLEARABLE, Reference
 from usermm.grants.foreign import Foreign, ForeignMemory
@@ -80,7 +80,7 @@ class LocalGntdev(LocalFile):
         self._foreign = foreign
         self._maps: dict[int, _Map] = {}
         self._next_page = 0
-        self._lock = threading.Lock()
+        self._alone = Alone()
         self._mapped: dict[int, _Map] = {}
 
     def _make_requests(self) -> Requests:
@@ -123,7 +123,7 @@ class LocalGntdev(LocalFile):
             raise
 
     def _map(self, found: _Map, writable: bool, kind: type[MappedGrants]) -> MappedGrants:
-        self._spend(found, writable)
+        self._alone.run("mmap", lambda: self._spend(found, writable))
         try:
             memory = self._foreign.map(found.references, writable=writable, kind=kind)
         except Refusal as refusal:
@@ -136,19 +136,17 @@ class LocalGntdev(LocalFile):
         found.mapped_in = self._mapped
         self._mapped[found.first] = found
         if found.notification is not None:
-            self._notify(found, found.notification)
+            self._notify_if_possible(found, found.notification)
         return memory
 
     def _spend(self, found: _Map, writable: bool) -> None:
         """One mmap of all that are tried goes on."""
-        with self._lock:
-            if found.is_spent:
-                text = f"{found.call}: it was mapped or refused before: take a new index"
-                raise grant_refused(errno.EINVAL, text)
-            before = found.notification
-            if before is not None and before.actions & abi.NOTIFY_CLEAR_BYTE and not writable:
-                raise grant_refused(errno.EINVAL, f"{found.call}: {UNCLEARABLE}")
-            found.is_spent, found.writable = True, writable
+        if found.is_spent:
+            raise grant_refused(errno.EINVAL, f"{found.call}: it was mapped or refused before: take a new index")
+        before = found.notification
+        if before is not None and before.actions & abi.NOTIFY_CLEAR_BYTE and not writable:
+            raise grant_refused(errno.EINVAL, f"{found.call}: {UNCLEARABLE}")
+        found.is_spent, found.writable = True, writable
 
     def close(self) -> None:
         """Forgets what is not mapped; mappings stay until they are unmapped."""
@@ -171,12 +169,13 @@ class LocalGntdev(LocalFile):
 
     def _add(self, references: Sequence[Reference]) -> _Map:
         self._check_usable("MAP_GRANT_REF")
-        count = len(references)
-        _check_count(count)
-        with self._lock:
-            first = self._next_page
-            self._next_page += count
-        found = self._maps[first] = _Map(first, tuple(references))
+        _check_count(len(references))
+        return self._alone.run("MAP_GRANT_REF", lambda: self._make_map(tuple(references)))
+
+    def _make_map(self, references: tuple[Reference, ...]) -> _Map:
+        first = self._next_page
+        self._next_page += len(references)
+        found = self._maps[first] = _Map(first, references)
         return found
 
     def _unmap_grant_ref(self, argument: bytearray | memoryview) -> None:
@@ -208,22 +207,27 @@ class LocalGntdev(LocalFile):
             raise grant_refused(errno.EINVAL, f"{call}: actions are 1 CLEAR_BYTE and 2 SEND_EVENT")
         self._foreign.check_notification(index % PAGE_BYTES, actions, port, call)  # the port first, as the driver does
         page = index // PAGE_BYTES
-        found = next((each for each in self._maps.values() if 0 <= page - each.first < each.count), None)
+        found = next((each for each in list(self._maps.values()) if 0 <= page - each.first < each.count), None)
         if found is None:
             raise grant_refused(errno.ENOENT, f"{call}: no MAP_GRANT_REF gave this index")
-        with self._lock:
-            if actions & abi.NOTIFY_CLEAR_BYTE and found.is_spent and not found.writable:
-                raise grant_refused(errno.EINVAL, f"{call}: CLEAR_BYTE on a read-only mapping: map it writable")
-            before = found.notification
-            found.notification = _Notification(page - found.first, index % PAGE_BYTES, actions, port)
-        self._notify(found, found.notification)
-        if before is not None and before.page != found.notification.page:  # the hypervisor keeps one for each page
+        wanted = _Notification(page - found.first, index % PAGE_BYTES, actions, port)
+        before = self._alone.run("SET_UNMAP_NOTIFY", lambda: _keep(found, wanted, call))
+        self._notify(found, wanted)
+        if before is not None and before.page != wanted.page:  # the hypervisor keeps one for each page
             self._notify(found, _Notification(before.page, 0, 0, 0))
 
     def _notify(self, found: _Map, wanted: _Notification) -> None:
         memory = found.memory() if found.memory is not None else None
         if memory is not None and memory.is_mapped:
             memory.notify_on_unmap(wanted.page, wanted.offset_bytes, wanted.actions, wanted.port)
+
+    def _notify_if_possible(self, found: _Map, wanted: _Notification) -> None:
+        """Of a port that was unbound since, nothing is sent; the mapping is not to blame."""
+        try:
+            self._notify(found, wanted)
+        except BadReferenceError:
+            actions = wanted.actions & ~abi.NOTIFY_SEND_EVENT
+            self._notify(found, _Notification(wanted.page, wanted.offset_bytes, actions, 0))
 
     def _grant_copy(self, argument: bytearray | memoryview) -> None:
         count, pointer = abi.COPY.unpack_from(argument)
@@ -233,6 +237,14 @@ class LocalGntdev(LocalFile):
             copy_segments(self._foreign, segments, call)
         finally:
             user_memory.write(pointer, bytes(segments), call)
+
+
+def _keep(found: _Map, wanted: _Notification, call: str) -> _Notification | None:
+    """The one before."""
+    if wanted.actions & abi.NOTIFY_CLEAR_BYTE and found.is_spent and not found.writable:
+        raise grant_refused(errno.EINVAL, f"{call}: CLEAR_BYTE on a read-only mapping: map it writable")
+    before, found.notification = found.notification, wanted
+    return before
 
 
 def _check_count(count: int) -> None:

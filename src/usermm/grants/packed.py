@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from usermm._core import buffer_range
+from usermm.errors import DeviceError
 from usermm.grants.files import PAGE_BYTES, GntallocFile, GntdevFile, Reference
 from usermm.uapi import xen_gntalloc, xen_gntdev
 
@@ -40,6 +42,12 @@ class PackedGntalloc:
     def dealloc_gref(self: _File, index: int, count: int) -> None:
         """Whole pages of allocations."""
         self.ioctl(xen_gntalloc.DEALLOC_GREF, bytearray(xen_gntalloc.DEALLOC.pack(index, count)))
+
+
+    def forget(self: GntallocFile, index: int, count: int, *, wait: bool) -> None:  # noqa: ARG002 - nobody is waited for
+        """DEALLOC_GREF of what is not deallocated yet. Never fails."""
+        with contextlib.suppress(DeviceError):  # the file was closed, which deallocates
+            self.dealloc_gref(index, count)
 
 
 class _Mapping:

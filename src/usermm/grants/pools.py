@@ -11,6 +11,7 @@ import contextlib
 import os
 
 from usermm._core import Memory
+from usermm.grants.alone import Alone
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.watching import PoolMapping, Watching, file_of
 from usermm.hypercalls.pools import BLOCK, CLOSED_WORD, HELD_WORDS, PAGES, USES, WORD, page_of
@@ -50,7 +51,7 @@ class GrantorPool:
             return None
         if not self._free:
             self._reclaim()
-        if not self._free or self._table.load(CLOSED_WORD * WORD.size):
+        if not self._free or self.is_closed:
             return None
         page = self._free.pop()
         uses = self._uses[page]
@@ -82,7 +83,7 @@ class GrantorPool:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the grantee's domain went: another one comes to other pages."""
+        """Whether nothing more may be granted from it, says the hypervisor: the grantee went, or the policy changed."""
         return self._table.load(CLOSED_WORD * WORD.size) != 0
 
     @property
@@ -115,13 +116,16 @@ class GranteePool:
     def __init__(
         self, handle: int, descriptors: list[int], watching: Watching, *, writable: bool, is_isolated: bool
     ) -> None:
-        with contextlib.ExitStack() as unneeded:
+        with contextlib.ExitStack() as unneeded, contextlib.ExitStack() as undo:
             for descriptor in descriptors[1:]:
                 unneeded.callback(os.close, descriptor)
+            undo.callback(os.close, descriptors[0])
             self._table = _page(descriptors[1], writable=False)
             self._marks = _page(descriptors[2], writable=True)
+            self._files = frozenset({file_of(descriptors[0])})
+            undo.pop_all()
         self._descriptor = descriptors[0]
-        self._files = frozenset({file_of(descriptors[0])})
+        self._alone = Alone()
         self._mappings: dict[bool, PoolMapping] = {}
         self._watching = watching
         self.handle = handle
@@ -139,26 +143,35 @@ class GranteePool:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is granted from it, says the hypervisor; its grantor could, too, and lose by it."""
-        return self._table.load(CLOSED_WORD * WORD.size) != 0
+        """Whether nothing more is granted from it, says the hypervisor."""
+        return self._marks.load(CLOSED_WORD * WORD.size) != 0
 
     def release(self, page: int) -> None:
         """One mapping of the page less."""
         self._marks.add(page * WORD.size, -1)
 
-    def mapping(self, *, writable: bool) -> PoolMapping:
-        """All pages, mapped with this protection. Raises OSError (ENOMEM)."""
+    def mapping(self, *, writable: bool) -> PoolMapping | None:
+        """All pages, mapped with this protection; None once it was dropped. Raises OSError (ENOMEM)."""
         found = self._mappings.get(writable)
         if found is None or found.is_torn:
-            run = self._descriptor, 0, PAGES * PAGE_BYTES
-            # Private, so that a userfaultfd can watch it; a private mapping that is only read stays the file's pages.
-            found = PoolMapping([run], writable=writable, shared=writable, inherit=False)
-            found.watch(self._watching, self._files)
-            self._mappings[writable] = found
+            return self._alone.run("map", lambda: self._map(writable))
         return found
+
+    def _map(self, writable: bool) -> PoolMapping | None:
+        if self._descriptor < 0:
+            return None
+        run = self._descriptor, 0, PAGES * PAGE_BYTES
+        # Private, so that a userfaultfd can watch it; a private mapping that is only read stays the file's pages.
+        made = PoolMapping([run], writable=writable, shared=writable, inherit=False)
+        made.watch(self._watching, self._files)
+        self._mappings[writable] = made
+        return made
 
     def drop(self) -> None:
         """Nothing more is mapped from it; what is mapped is still accounted for."""
+        self._alone.finish(self._drop, wait=True)
+
+    def _drop(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -7,11 +7,12 @@ import errno
 import json
 import os
 import socket
-import threading
 from typing import Any
 
 from usermm._core import has_hung_up, process
 from usermm.errors import ArgumentError, DeviceError, ForkedError, HypervisorGoneError, grant_refused
+from usermm.grants.alone import Alone
+from usermm.grants.undoing import undoing
 from usermm.hypercalls import wire
 from usermm.hypercalls.wire import Operation
 
@@ -36,15 +37,21 @@ class Refusal(Exception):  # noqa: N818 - an answer, which becomes an error wher
 
 
 class Session:
-    """Any thread may call. A forked child has none of it: it opens a domain of its own."""
+    """Any thread may call. A forked child has none of it: it opens a domain of its own.
+
+    Not so a signal handler that interrupts a call of its own thread, and finalizers in a hypervisor's thread: they get
+    GrantError (EDEADLK), and may tell() and close().
+    """
 
     def __init__(self, path: str) -> None:
         """Connects. Raises HypervisorGoneError (ECONNREFUSED, ENOENT) where no hypervisor listens at `path`."""
         self.path = path
         self._stream = _connect(path)
-        self._lock = threading.Lock()
+        self._alone = Alone()
         self._told: collections.deque[bytes] = collections.deque()
         self._serial = 0
+        self._left: dict[int, tuple[Operation, bytes]] = {}
+        """Requests whose caller was interrupted: their replies come before the next one's."""
         self._owner = process()
 
     def call(self, operation: Operation, payload: bytes = b"") -> tuple[bytes, list[int]]:
@@ -58,45 +65,52 @@ class Session:
             raise refusal.error() from None
 
     def request(self, operation: Operation, payload: bytes = b"") -> tuple[bytes, list[int]]:
-        """As `call`, but raises Refusal. HypervisorGoneError once the hypervisor ended; ForkedError in a child."""
+        """As `call`, but raises Refusal. HypervisorGoneError once the hypervisor ended; ForkedError in a child;
+        LimitError (EMFILE): no room for the descriptors of its reply, which is undone."""
         if process() != self._owner:
             raise ForkedError(errno.ECHILD, f"{operation.name.lower()}: the domain is the parent's: open one here")
-        with self._lock:
-            self._flush()
-            self._serial = serial = self._serial + 1 & 0xFFFFFFFF
-            self._send(wire.REQUEST.pack(operation, 0, serial) + payload)
-            status, answer, descriptors = self._reply(serial)
-        self._settle()
-        if status:
-            _close_all(descriptors)
-            raise _refusal(status, answer)
-        return answer, descriptors
+        return self._alone.run(operation.name.lower(), lambda: self._exchange(operation, payload))
 
     def check(self) -> None:
-        """What needs no request fails as one would: HypervisorGoneError once it ended, ForkedError in a child."""
+        """What needs no request fails as one would: HypervisorGoneError once it ended, ForkedError in a child,
+        GrantError (EDEADLK) within a call of this thread."""
         if process() != self._owner:
             raise ForkedError(errno.ECHILD, "the domain is the parent's: open one in this child")
+        self._alone.check("the domain")
         descriptor = self._stream.fileno()
         if descriptor < 0 or has_hung_up(descriptor):
             raise self._gone(None)
 
     def tell(self, operation: Operation, payload: bytes) -> None:
-        """Sends a request that has no reply. Never waits for another thread and never fails: finalizers call it.
+        """Sends a request that has no reply. Never waits and never fails: finalizers call it.
 
-        The lock may be held by this very thread, which a finalizer interrupted: then the request goes with the next.
+        What cannot be sent at once goes before the next request: this thread may be within one, or be the hypervisor's,
+        which reads nothing meanwhile.
         """
         if process() == self._owner:
             self._told.append(wire.REQUEST.pack(operation, wire.NO_REPLY, 0) + payload)
-            self._settle()
+            self._alone.finish(self._send_told, wait=False)
+
+    def say(self, operation: Operation, payload: bytes) -> None:
+        """It is carried out on return, wherever this thread may wait for that; else it is told. Never fails."""
+        try:
+            self.request(operation, payload)
+        except Refusal:
+            return
+        except DeviceError as error:
+            if error.errno == errno.EDEADLK:
+                self.tell(operation, payload)
 
     def close(self) -> None:
         """The domain ends. May be called again."""
         if process() != self._owner:
             self._stream.close()  # not shut down: the parent goes on
-            return
-        with self._lock:
-            self._flush()
-            self._stream.close()
+        else:
+            self._alone.finish(self._close, wait=True)
+
+    def _close(self) -> None:
+        self._send_told()
+        self._stream.close()
 
     @property
     def is_inherited(self) -> bool:
@@ -108,32 +122,48 @@ class Session:
         """Whether close() was called."""
         return self._stream.fileno() < 0
 
-    def _settle(self) -> None:
-        while self._told and self._lock.acquire(blocking=False):
-            try:
-                self._flush()
-            finally:
-                self._lock.release()
-
-    def _flush(self) -> None:
+    def _send_told(self, flags: int = socket.MSG_DONTWAIT) -> None:
         while self._told:
+            packet = self._told.popleft()
             try:
-                self._send(self._told.popleft())
-            except DeviceError:
-                self._told.clear()  # it ended: it knows
-            except IndexError:
+                self._stream.send(packet, flags)
+            except BlockingIOError:
+                self._told.appendleft(packet)
                 return
+            except OSError:
+                self._told.clear()  # it ended: it knows
 
-    def _send(self, packet: bytes) -> None:
+    def _exchange(self, operation: Operation, payload: bytes) -> tuple[bytes, list[int]]:
+        self._send_told(0)
+        self._serial = serial = self._serial + 1 & 0xFFFFFFFF
         try:
-            self._stream.send(packet)
-        except OSError as error:
-            raise self._gone(error) from None
+            try:
+                self._stream.send(wire.REQUEST.pack(operation, 0, serial) + payload)
+            except OSError as error:
+                raise self._gone(error) from None
+            status, answer, descriptors, is_cut = self._reply(serial)
+        except DeviceError:
+            raise
+        except BaseException:  # KeyboardInterrupt, or what else a signal handler raises
+            self._left[serial] = operation, payload
+            raise
+        if status:
+            _close_all(descriptors)
+            raise _refusal(status, answer)
+        if is_cut:
+            _close_all(descriptors)
+            self._undo(operation, payload, answer)
+            text = "no descriptor is free for the reply, nothing was changed: close some (ulimit -n)"
+            raise grant_refused(errno.EMFILE, f"{operation.name.lower()}: {text}")
+        return answer, descriptors
 
-    def _reply(self, serial: int) -> tuple[int, bytes, list[int]]:
+    def _reply(self, serial: int) -> tuple[int, bytes, list[int], bool]:
+        """(status, payload, descriptors, whether some of them are missing)."""
         while True:
             try:
-                data, ancillary, _, _ = self._stream.recvmsg(wire.LONGEST_REPLY_BYTES, _ANCILLARY_BYTES, _CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._stream.recvmsg(
+                    wire.LONGEST_REPLY_BYTES, _ANCILLARY_BYTES, _CMSG_CLOEXEC
+                )
             except OSError as error:
                 raise self._gone(error) from None
             descriptors: list[int] = []
@@ -143,9 +173,19 @@ class Session:
             if not data:
                 raise self._gone(None)
             status, answered = wire.REPLY.unpack_from(data)
+            answer = data[wire.REPLY.size :]
             if answered == serial:
-                return status, data[wire.REPLY.size :], descriptors
-            _close_all(descriptors)  # of a call that an exception (KeyboardInterrupt) left before its reply came
+                self._left.clear()  # replies keep the requests' order
+                return status, answer, descriptors, bool(flags & socket.MSG_CTRUNC)
+            _close_all(descriptors)
+            left = self._left.pop(answered, None)
+            if left is not None and not status:
+                self._undo(*left, answer)
+
+    def _undo(self, operation: Operation, payload: bytes, answer: bytes) -> None:
+        undo = undoing(operation, payload, answer)
+        if undo is not None:
+            self.tell(*undo)
 
     def _gone(self, error: OSError | None) -> HypervisorGoneError:
         if self.closed:
@@ -156,7 +196,10 @@ class Session:
 
 
 def _connect(path: str) -> socket.socket:
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:  # EMFILE, ENFILE
+        raise grant_refused(error.errno or errno.EIO, f"hypervisor({path}): socket: {error.strerror}") from None
     try:
         stream.connect(path)
     except OSError as error:

@@ -13,13 +13,13 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from usermm import _core
 from usermm._core import Memory
-from usermm.errors import ArgumentError, DeviceError, ForkedError
+from usermm.errors import ArgumentError, DeviceError, ForkedError, grant_refused
 from usermm.grants.files import PAGE_BYTES
 from usermm.uapi import procfs
 from usermm.ummunotify.device import Ummunotify
@@ -110,7 +110,8 @@ class Watching:
 class Forgetful(Protocol):
     """A device that keeps account of what it made."""
 
-    def _forget(self, memory: Any, /) -> None: ...
+    def _forget(self, memory: Any, /, *, wait: bool) -> None:
+        """Without `wait` it never waits for another thread. Never fails."""
 
 
 class WatchedMemory(Memory):
@@ -123,8 +124,6 @@ class WatchedMemory(Memory):
     """Whether something happened to it, and nobody could look yet."""
     _files: frozenset[FileName] = frozenset()
     """What it maps; none for a part of something that is mapped once."""
-    _kept: frozenset[int] = frozenset()
-    """Pages that are this process's own by now, by their addresses."""
     _pool_mapping: PoolMapping | None = None
     """Of which this is a page: that one is watched, and unmapped in the end."""
     _device: Forgetful | None = None
@@ -134,8 +133,12 @@ class WatchedMemory(Memory):
         """From here on `is_mapped` is exact. `files` are those that it maps."""
         self._watching = watching
         self._files = files
-        if watching is not None:
-            self._cookie = watching.add(self, self.address, len(self))
+        self._watch()
+
+    def _watch(self) -> None:
+        start, end = self._range()
+        if self._watching is not None and start != end:
+            self._cookie = self._watching.add(self, start, end - start)
 
     @property
     def is_mapped(self) -> bool:
@@ -163,7 +166,7 @@ class WatchedMemory(Memory):
                 raise BufferError(f"close({len(self)} bytes): a view of it exists: release it first")
             if self._end():
                 self._let_go(wait=wait)
-        self._tell_device()
+        self._tell_device(wait=wait)
 
     def _end(self) -> bool:
         """Whether this call unmapped it: of several threads, and of those who are told that it was hit, one does."""
@@ -177,10 +180,10 @@ class WatchedMemory(Memory):
         self._unwatch(still_mapped=False)
         return ended
 
-    def _tell_device(self) -> None:
+    def _tell_device(self, *, wait: bool) -> None:
         device, self._device = self._device, None
         if device is not None:
-            device._forget(self)
+            device._forget(self, wait=wait)
 
     def __enter__(self) -> Self:
         return self
@@ -191,22 +194,36 @@ class WatchedMemory(Memory):
         self.close()
 
     def keep(self, offset: int, length: int) -> None:
-        """From here on these bytes are this process's own, at the same address; nobody else's memory any more."""
+        """From here on these bytes are this process's own, at the same address; nobody else's memory any more.
+
+        Raises LimitError (ENOMEM, EMFILE); then nothing was changed, or a part of what somebody tore.
+        """
         if not self.is_mapped:
             return
-        self._unwatch(still_mapped=True)
+        mapping = self if self._pool_mapping is None else self._pool_mapping
         first, end = self.address + offset, self.address + offset + length
         whole = [(first, end)] if self._is_whole else self._pieces()
         for start, stop in [(max(first, start), min(end, stop)) for start, stop in whole]:
             if start < stop:  # elsewhere somebody has mapped something else
-                self._note_kept(range(start, stop, PAGE_BYTES))
-                self.detach(start - self.address, stop - start)
+                mapping._exchange(self, start, stop - start)
 
-    def _note_kept(self, pages: Iterable[int]) -> None:
-        """Before they are exchanged, which looks like somebody's munmap to who watches them."""
-        self._kept |= set(pages)
-        if self._pool_mapping is not None:
-            self._pool_mapping._note_kept(pages)
+    def _exchange(self, part: WatchedMemory, start: int, length: int) -> None:
+        """Bytes of `part`, which is this memory or a part of it, for a file of this process's own, known by its name
+        as the others are."""
+        try:
+            file = os.memfd_create("usermm:kept", os.MFD_CLOEXEC)
+        except OSError as error:
+            text = f"revoke({length} bytes): {error.strerror}: close some descriptors (ulimit -n)"
+            raise grant_refused(error.errno or 0, text) from None
+        try:
+            os.ftruncate(file, length)
+            self._unwatch(still_mapped=True)
+            self._files |= {file_of(file)}
+            part.detach(start - part.address, length, file)
+        finally:
+            os.close(file)
+            self._is_unsure = True  # what others did while it was not watched
+            self._watch()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing() or (self.closed and self._device is None):
@@ -216,7 +233,7 @@ class WatchedMemory(Memory):
         except BufferError:  # a view of it ends in the same collection: the memory is unmapped with both
             self._unwatch(still_mapped=True)
             self._let_go(wait=False)
-            self._tell_device()
+            self._tell_device(wait=False)
 
     def _let_go(self, *, wait: bool) -> None:
         """For subclasses: it is unmapped, by close() or by somebody else. Without `wait` nothing may wait or fail."""
@@ -264,7 +281,6 @@ class WatchedMemory(Memory):
         for mapping in found:
             if (os.makedev(*mapping.device), mapping.inode) in self._files:
                 yield max(start, mapping.start), min(end, mapping.end)
-        yield from ((page, page + PAGE_BYTES) for page in self._kept)
 
 
 class PoolMapping(WatchedMemory):

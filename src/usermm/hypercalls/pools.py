@@ -33,7 +33,8 @@ POOL_UNMAPPED = struct.Struct("=QI")
 WORD = struct.Struct("=I")
 
 CLOSED_WORD = 1023
-"""Of the table: not 0 once nothing more is granted from this pool: its grantor gave it up, or one of the two went."""
+"""The hypervisor's in both: not 0 once nothing more is granted from this pool, since its grantor gave it up, one of the
+two went, or the policy changed. Each end believes the page that the other cannot write."""
 
 HELD_WORDS = 512
 """Of the marks: from here on the hypervisor counts mappings that it has handed out itself, a word a page. Below are

@@ -6,6 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
+from usermm.hypercalls.pools import BLOCK
 from usermm.hypervisor import locks, memfds
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.memfds import PAGE_BYTES
@@ -41,10 +42,11 @@ class Hold:
 
 @dataclass(slots=True)
 class Extent:
-    """`references` that are still granted: `live` of `count`; ended ones leave the grantor's table first."""
+    """`live` of `count` references are still granted; `ended` says which are not."""
 
     memfd: int
     grantor: int
+    grantor_uid: int
     grantee: int
     writable: bool
     first_reference: int
@@ -52,14 +54,43 @@ class Extent:
     live: int
     watch: int
     pool: Pool | None = None
-    revoked: bool = False
+    ended: bytearray | None = None
+    """A byte for each page; None while all references are live, or none is."""
     is_slow: bool = False
     """Its locks are somebody's toy: nobody looks at them, and its holds end by their domains' word, or with them."""
     grantee_uid: int | None = None
     """The user of the grantee, once it was seen: another one's domain may follow it under its number."""
-    charged: bool = True
+    charged: int = 0
+    """Pages that count on its grantor: all but those that were revoked, until it is free."""
     holds: dict[int, Hold] = field(default_factory=dict)
     grantor_notifications: dict[int, UnmapNotification] = field(default_factory=dict)
+
+    @property
+    def span(self) -> int:
+        """How many numbers it has."""
+        return self.count if self.pool is None else BLOCK
+
+    @property
+    def revoked(self) -> bool:
+        """Whether all of it was taken back."""
+        return not self.charged and not self.live
+
+    def grants(self, reference: int) -> bool:
+        """Whether this number of its own is a live reference."""
+        if self.pool is not None:
+            return self.pool.grants(reference)
+        return self.live > 0 and (self.ended is None or not self.ended[reference - self.first_reference])
+
+    def end(self, page: int, count: int) -> None:
+        """No reference to these pages is live any more; of an extent that is no pool."""
+        if count < self.count and self.live:
+            ended = self.ended = self.ended or bytearray(self.count)
+            self.live -= ended.count(0, page, page + count)
+            ended[page : page + count] = b"\1" * count
+        else:
+            self.live = 0
+        if not self.live:
+            self.ended = None
 
     def page_of(self, reference: int) -> int:
         """The page of this extent that `reference` names."""

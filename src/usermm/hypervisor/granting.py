@@ -58,7 +58,7 @@ class Granting:
         except OSError:
             self._forget(extent)
             raise
-        table.references.update(dict.fromkeys(range(first, first + count), extent))
+        table.add(extent)
         self._record(domain, extent)
         return Reply(layouts.ALLOCATED.pack(first, self._isolated(domain, grantee)), descriptors)
 
@@ -73,7 +73,8 @@ class Granting:
         extent = self._extent(domain, grantee, flags, pool_layouts.PAGES)
         descriptors: list[int] = []
         try:
-            extent.pool = pool = pools.make(first)
+            pool = pools.make(first)
+            self._holding.make_pool(extent, pool)
             descriptors.append(memfds.reopened(pool.table, writable=True))
             descriptors.append(memfds.reopened(pool.marks, writable=False))
             _, data = self._holding.hold(extent, domain.domid, 0, extent.count, writable=True, of_grantor=True)
@@ -83,8 +84,7 @@ class Granting:
             self._forget(extent)
             raise
         extent.first_reference = first
-        table.pools[pool_layouts.block_of(first)] = extent
-        self._holding.add_pool(extent)
+        table.add(extent)
         self._record(domain, extent)
         return Reply(pool_layouts.POOL_MADE.pack(first, self._isolated(domain, grantee)), [data, *descriptors])
 
@@ -109,7 +109,7 @@ class Granting:
         except OSError:
             os.close(memfd)
             raise
-        extent = Extent(memfd, domain.domid, grantee, writable, 0, count, count, watch)
+        extent = Extent(memfd, domain.domid, domain.uid, grantee, writable, 0, count, count, watch)
         extent.grantee_uid = self._uid_of(grantee)
         self._holding.add(extent, self._holding.tables[domain.domid])
         return extent
@@ -159,9 +159,8 @@ class Granting:
         else:
             self._holding.end_pooled(extent, first)
         self._audit.record("revoke", domid=domain.domid, reference=first, count=count)
-        if not extent.live and count == extent.count:
-            extent.revoked = True
-            self._holding.discharge(table, extent)
+        if extent.pool is None:  # a page of one can be granted again
+            self._holding.discharge(table, extent, count)
         self._holding.look_at(extent.watch)
         return Reply()
 

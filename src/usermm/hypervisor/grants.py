@@ -27,6 +27,7 @@ class Grants:
         may_grant: Callable[[DomainRecord, int], bool],
     ) -> None:
         self._domains = domains
+        self._may_grant = may_grant
         notifications = Notifications(events)
         self.holding = Holding(events, audit)
         self.granting = Granting(
@@ -56,6 +57,12 @@ class Grants:
         holding.close_pools_for(domain.domid)
         for extent in holding.of(table):
             holding.look_at(extent.watch)
+
+    def close_pools(self, domain: DomainRecord) -> None:
+        """Those for whom the policy lets the domain grant to no longer: what they grant stays, and nothing more is."""
+        for extent in self.holding.tables[domain.domid].pools.values():
+            if extent.pool is not None and not self._may_grant(domain, extent.grantee):
+                extent.pool.close_to_new()
 
     def are_isolated(self, grantor: int, grantee: int) -> bool:
         """Whether neither can reach the other's memory, or the hypervisor's, but by grants: three different users.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from usermm.hypercalls.pools import block_of
 from usermm.hypervisor import locks
 from usermm.hypervisor.closings import Closings
 from usermm.hypervisor.extents import Extent, Hold, UnmapNotification
+from usermm.hypervisor.pools import Pool
 from usermm.hypervisor.tables import Table
 from usermm.uapi.xen_gntdev import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT
 
@@ -64,6 +65,8 @@ class Holding:
         self._holds: dict[int, tuple[Extent, Hold, Table]] = {}
         self._pools_for: dict[int, set[int]] = {}
         """The watches of pools, by their grantee."""
+        self._descriptors: collections.Counter[int] = collections.Counter()
+        """By the users of the grantors."""
         self._next_handle = 1
         self._unseen: dict[int, _Look] = {}
         self._closed_since: set[int] = set()
@@ -72,13 +75,18 @@ class Holding:
         """A new extent, which counts on its grantor."""
         table.extents.add(extent.watch)
         table.granted_pages += extent.count
+        extent.charged = extent.count
         self._extents[extent.watch] = extent, table
+        self._descriptors[extent.grantor_uid] += 1
 
-    def add_pool(self, extent: Extent) -> None:
-        """It has become a pool."""
+    def make_pool(self, extent: Extent, pool: Pool) -> None:
+        """It is one from here on."""
+        extent.pool = pool
         self._pools_for.setdefault(extent.grantee, set()).add(extent.watch)
+        self._descriptors[extent.grantor_uid] += 2
 
     def _forget_pool(self, extent: Extent) -> None:
+        self._descriptors[extent.grantor_uid] -= 2
         watches = self._pools_for.get(extent.grantee)
         if watches is not None:
             watches.discard(extent.watch)
@@ -100,10 +108,9 @@ class Holding:
         """Those that a domain granted."""
         return [self._extents[watch][0] for watch in table.extents]
 
-    def descriptors(self, domid: int) -> int:
-        """How many of the hypervisor's a domain's grants need."""
-        table = self.tables[domid]
-        return len(table.extents) + 2 * len(table.pools)
+    def descriptors(self, uid: int) -> int:
+        """How many of the hypervisor's are a user's, whose domain has gone or not."""
+        return self._descriptors[uid]
 
     def hold(
         self,
@@ -169,16 +176,16 @@ class Holding:
 
     def end(self, table: Table, extent: Extent, page: int, count: int) -> None:
         """No new mapping of these pages of an extent that is no pool; notifications of its grantor's are due."""
-        first = extent.first_reference + page
-        for number in range(first, first + count):
-            if table.references.pop(number, None) is not None:
-                extent.live -= 1
+        extent.end(page, count)
+        if not extent.live:
+            table.remove(extent)
         self._notify_grantor(extent, page, count)
 
     def end_pool(self, table: Table, extent: Extent) -> None:
         """Nothing of the pool is granted any more."""
         assert extent.pool is not None
-        if table.pools.pop(block_of(extent.first_reference), None) is not None:
+        if extent.live:
+            table.remove(extent)
             extent.pool.end_all()
             extent.live = 0
             self._notify_grantor(extent, 0, extent.count)
@@ -259,11 +266,10 @@ class Holding:
         extent.is_slow = True
         self._audit.record("slow", domid=extent.grantor, peer=extent.grantee, reference=extent.first_reference)
 
-    def discharge(self, table: Table, extent: Extent) -> None:
-        """It no longer counts on its grantor: it was revoked, or is free."""
-        if extent.charged:
-            extent.charged = False
-            table.granted_pages -= extent.count
+    def discharge(self, table: Table, extent: Extent, pages: int) -> None:
+        """They no longer count on its grantor: they were revoked, or it is free."""
+        extent.charged -= pages
+        table.granted_pages -= pages
 
     def free_if_unused(self, extent: Extent) -> None:
         """Nothing is granted and nobody holds it: the hypervisor lets go of the memory."""
@@ -275,7 +281,10 @@ class Holding:
         table.extents.discard(extent.watch)
         if extent.pool is not None:
             self._forget_pool(extent)
-        self.discharge(table, extent)
+        self.discharge(table, extent, extent.charged)
+        self._descriptors[extent.grantor_uid] -= 1
+        if not self._descriptors[extent.grantor_uid]:
+            del self._descriptors[extent.grantor_uid]
         self.closings.remove(extent.watch)
         extent.close()
 

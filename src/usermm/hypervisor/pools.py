@@ -42,10 +42,16 @@ class Pool:
             os.pwrite(self.table, WORD.pack(0), page_of(reference) * WORD.size)
 
     def end_all(self) -> None:
-        """Nothing is granted any more: the grantee, which has it mapped till it knows, is told."""
+        """Nothing is granted any more."""
         for reference in self.live():
             self.end(reference)
-        os.pwrite(self.table, WORD.pack(1), CLOSED_WORD * WORD.size)
+        self.close_to_new()
+
+    def close_to_new(self) -> None:
+        """What is granted stays so, and nothing more is: both sides are told where the other cannot take it back."""
+        self.is_closed = True
+        for page in (self.table, self.marks):
+            os.pwrite(page, WORD.pack(1), CLOSED_WORD * WORD.size)
 
     def hold(self, page: int, change: int) -> None:
         """One mapping of the page more (1) or less (-1) that the hypervisor handed out."""
@@ -54,8 +60,7 @@ class Pool:
 
     def close_for_good(self) -> None:
         """The grantee's domain went: what it said is void, and whoever comes with its number gets other pages."""
-        self.is_closed = True
-        os.pwrite(self.table, WORD.pack(1), CLOSED_WORD * WORD.size)
+        self.close_to_new()
         os.pwrite(self.marks, bytes(HELD_WORDS), 0)
 
     def close(self) -> None:

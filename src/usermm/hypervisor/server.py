@@ -91,6 +91,12 @@ class Server:
             self.grants.holding.close()
             self.store.close()
 
+    def adopt(self, policy: Policy) -> None:
+        """It holds from here on: who has a pool for somebody whom it no longer may grant to grants nothing more."""
+        self.policy = policy
+        for domain in self.domains.values():
+            self.grants.close_pools(domain)
+
     def stop(self) -> None:
         """Ends run(); from the loop's own thread."""
         self._stopping.set()
@@ -184,8 +190,8 @@ class Server:
 
     def _descriptors_of(self, uid: int) -> int:
         domids = [domain.domid for domain in self.domains.values() if domain.uid == uid]
-        parts = self.grants.holding, self.ports, self.store
-        return sum(2 + sum(part.descriptors(domid) for part in parts) for domid in domids)
+        of_domains = sum(2 + self.ports.descriptors(domid) + self.store.descriptors(domid) for domid in domids)
+        return self.grants.holding.descriptors(uid) + of_domains
 
     def _hello(self, connection: Connection, payload: memoryview) -> Reply:
         version, wanted, _ = wire.HELLO.unpack_from(payload)

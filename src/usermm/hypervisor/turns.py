@@ -14,6 +14,8 @@ import threading
 import weakref
 from typing import Protocol
 
+from usermm.hypercalls import serving
+
 
 class Forgetful(Protocol):
     """Who serves from a thread of this process."""
@@ -31,6 +33,7 @@ class Turns(selectors.EpollSelector):
         super().__init__()
         self.lock = threading.Lock()
         self.thread = threading.get_ident()
+        serving.begin()
         self.lock.acquire()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -44,6 +47,7 @@ class Turns(selectors.EpollSelector):
     def close(self) -> None:
         """The loop has ended."""
         super().close()
+        serving.end()
         self.lock.release()
 
     def forget(self) -> None:
