@@ -20,6 +20,8 @@ import usermm
 from usermm import ArgumentError, ArgumentTypeError, Channel, ClosedError, ForkedError, PeerGoneError, ProtocolError
 from usermm.channels import rendezvous
 from usermm.channels.listener import Listener
+from usermm.channels.offers import Shared
+from usermm.channels.rings import Geometry
 
 
 @pytest.fixture
@@ -85,14 +87,14 @@ def test_a_listener_that_answers_and_does_not_bind(domains: tuple[usermm.Domain,
     path = rendezvous.directory_of(one.domid, "door")
     one.store.mkdir(path)
     one.store.set_permissions(path, (one.domid, "b"))
-    kept: list[rendezvous.Shared] = []
+    kept: list[Shared] = []
 
     def answer() -> None:
         while not (nodes := one.store.list(path)):
             time.sleep(0.001)
         while one.store.read(f"{path}/{nodes[0]}")[:1] != rendezvous.REQUEST:
             time.sleep(0.001)
-        kept.append(rendezvous.Shared(one, other.domid, rendezvous.Geometry(1, 1, 1)))
+        kept.append(Shared(one, other.domid, Geometry(1, 1, 1)))
         one.store.write(f"{path}/{nodes[0]}", rendezvous.ANSWER + kept[0].offer(0).pack())
 
     with running(answer), pytest.raises(ProtocolError, match="bind"):

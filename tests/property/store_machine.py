@@ -122,6 +122,19 @@ class StoreMachine(RuleBasedStateMachine):
             self.arrive(domid)
         self.both(domid, 0, lambda nodes: nodes.read(path))
 
+    @rule(owner=domids, maker=domids, domid=domids, access=st.sampled_from("nrwb"), path=shared, name=parts,
+          by_name=st.booleans(), pick=picks)
+    def remove_what_another_made(  # noqa: PLR0917
+        self, owner: int, maker: int, domid: int, access: str, path: str, name: str, by_name: bool, pick: int
+    ) -> None:
+        """In a directory of a third one's, which says who may write to it."""
+        self.both(owner, 0, lambda nodes: nodes.mkdir(path))
+        others = ((owner, "w"), (domid, access)) if by_name else ((owner, access),)
+        self.both(owner, 0, lambda nodes: nodes.set_permissions(path, *others))
+        self.both(maker, 0, lambda nodes: nodes.write(f"{path}/{name}", b""))
+        for doomed in (f"{path}/{name}", path):
+            self.both(domid, pick, lambda nodes, doomed=doomed: nodes.remove(doomed))  # type: ignore[misc]
+
     @rule(domid=domids, pick=picks, commit=st.booleans())
     def end(self, domid: int, pick: int, commit: bool) -> None:
         if self.transactions.get(domid):

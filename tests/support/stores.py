@@ -40,6 +40,8 @@ class Wires:
         with contextlib.suppress(OSError):
             self.call(operation, payload)
 
+    say = tell
+
 
 class World:
     """A store, the domains in it, and what stands for the loop: `turn` calls back who can write."""

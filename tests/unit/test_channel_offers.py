@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from usermm.channels.rendezvous import Offer
+from usermm.channels.offers import Offer
 from usermm.channels.rings import Geometry
 from usermm.errors import ProtocolError
 

@@ -62,6 +62,51 @@ def test_what_letters_allow(owner: Store, other: Store, access: str, entry: bool
                 nodes.remove(DOOR)
 
 
+def test_who_may_write_like_everybody_else_takes_nothing_away(here: World, owner: Store, other: Store) -> None:
+    """Neither the directory nor what a third one put there, also within a transaction."""
+    third = here.arrive(7)
+    owner.set_permissions("door", (5, "b"))
+    third.write(f"{DOOR}/note", b"of 7, who has not said yet who may write it")
+    for nodes in (other, other.transaction()):
+        nodes.write(f"{DOOR}/own", b"")
+        for path in (DOOR, f"{DOOR}/note"):
+            with refused(errno.EACCES):
+                nodes.remove(path)
+        nodes.remove(f"{DOOR}/own")
+    third.set_permissions(f"{DOOR}/note", (7, "n"))
+    owner.remove("door/note")  # who has the directory may
+    third.write(f"{DOOR}/note", b"")
+    third.remove(f"{DOOR}/note")
+
+
+@pytest.mark.parametrize("access", "nrwb")
+def test_whom_a_directory_names_may_remove_what_it_may_write(
+    here: World, owner: Store, other: Store, access: str
+) -> None:
+    here.arrive(7)
+    owner.set_permissions("door", (5, "n"), (6, "b"))
+    owner.write("door/note", b"")
+    owner.set_permissions("door/note", (5, "n"), (6, access))
+    if access in "wb":
+        other.remove(f"{DOOR}/note")
+        assert not owner.exists("door/note")
+    else:
+        with refused(errno.EACCES):
+            other.remove(f"{DOOR}/note")
+    with refused(errno.EACCES):
+        other.remove(DOOR)  # which the home's list would have to say
+
+
+def test_a_removal_relies_on_the_directorys_list(owner: Store, other: Store) -> None:
+    owner.set_permissions("door", (5, "n"), (6, "b"))
+    owner.write("door/note", b"")
+    transaction = other.transaction()
+    transaction.remove(f"{DOOR}/note")
+    owner.set_permissions("door", (5, "n"))
+    with refused(errno.EAGAIN):
+        transaction.commit()
+
+
 def test_the_owner_may_everything_whatever_the_letters_say(owner: Store) -> None:
     owner.set_permissions("door", (5, "n"), (5, "n"))
     owner.write("door", b"open")

@@ -16,10 +16,12 @@ from usermm.channels import arrays, rendezvous
 from usermm.channels.aio import AsyncCalls
 from usermm.channels.arrays import Slot
 from usermm.channels.listener import Listener
+from usermm.channels.offers import release_side
 from usermm.channels.rings import WANTS_BYTES, WANTS_MESSAGE, WANTS_ROOM, WANTS_SLOT, Geometry, Incoming, Outgoing
 from usermm.channels.waiting import Sleeper
 from usermm.errors import ArgumentError, ClosedError, DeviceError
 from usermm.grants.arguments import domain_number, unsigned
+from usermm.grants.files import PAGE_BYTES
 from usermm.ummunotify.arguments import deadline_s
 
 if TYPE_CHECKING:
@@ -240,7 +242,7 @@ class Channel(AsyncCalls):
                 self._domain.evtchn.unbind(self._port.port)
         self._port.close()
         if not self._sleeper.is_inherited:  # in a child locks may be held by threads that are not there
-            rendezvous.release_side(self._side)
+            release_side(self._side)
             self._shared.close()
 
     def _put(self, data: memoryview) -> int | None:
@@ -273,7 +275,7 @@ class Channel(AsyncCalls):
 
 def geometry(slots: int, slot_bytes: int, stream_bytes: int) -> Geometry:
     """Sizes in whole pages; the stream's is rounded up to a power of two. Raises ArgumentError."""
-    page = rendezvous.PAGE
+    page = PAGE_BYTES
     pages = -(-unsigned(stream_bytes, 48, "channel: stream_bytes") // page)
     slot_pages = -(-unsigned(slot_bytes, 48, "channel: slot_bytes") // page)
     made = Geometry(unsigned(slots, 32, "channel: slots"), slot_pages, 1 << max(0, pages - 1).bit_length())

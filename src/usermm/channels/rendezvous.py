@@ -11,10 +11,10 @@ import errno
 import os
 import re
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from usermm.channels.rings import CONTROL_PAGES, Geometry, Side
+from usermm.channels.offers import Offer, Shared, map_offer, release_side
+from usermm.channels.rings import Geometry, Side
 from usermm.errors import (
     ArgumentError,
     BadReferenceError,
@@ -25,94 +25,16 @@ from usermm.errors import (
     protocol_broken,
 )
 from usermm.grants.arguments import domain_number
-from usermm.grants.files import PAGE_BYTES
-from usermm.grants.gntalloc import Allocation
 from usermm.grants.waiter import Waiter
 
 if TYPE_CHECKING:
     from usermm.grants.domain import Domain
+    from usermm.grants.store import Transaction
 
-VERSION = 1
 REQUEST, ANSWER, REFUSAL = b"?", b"=", b"!"
 _PAUSE_S = 0.01
 _MOST_LETTERS = 128  # with room below it for the requests' nodes
 _NAME = re.compile(rf"[A-Za-z0-9_@-]{{1,{_MOST_LETTERS}}}")
-_FIELDS = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What one side tells the other: references, a port (0 in an answer) and its geometry."""
-
-    control: int
-    data: int
-    port: int
-    geometry: Geometry
-
-    def pack(self) -> bytes:
-        """As text, which a store is made for."""
-        return " ".join(map(str, (VERSION, self.control, self.data, self.port, *self.geometry))).encode()
-
-    @classmethod
-    def unpack(cls, text: bytes) -> Offer:
-        """Raises ProtocolError for what no honest side writes."""
-        words = text.split()
-        if len(words) != _FIELDS or not all(word.isdigit() and len(word) <= 10 for word in words):
-            raise protocol_broken(f"an offer {text[:40]!r}")
-        version, control, data, port, *sizes = map(int, words)
-        geometry = Geometry(*sizes)
-        if version != VERSION:
-            raise protocol_broken(f"an offer of version {version}: this side speaks {VERSION}")
-        try:
-            geometry.check()
-        except ArgumentError as error:
-            raise protocol_broken(f"an offer of {geometry}") from error
-        if max(control + CONTROL_PAGES, data + geometry.pages, port + 1) > 1 << 32:
-            raise protocol_broken(f"an offer of references from {control} and {data} on, and port {port}")
-        return cls(control, data, port, geometry)
-
-
-class Shared:
-    """What this side shares with the peer."""
-
-    def __init__(self, domain: Domain, peer: int, geometry: Geometry) -> None:
-        """All of it is granted read-only. It comes from a file of its own: the driver's limit is for other uses."""
-        with domain.open_gntalloc(limit=CONTROL_PAGES + geometry.pages) as file:
-            self.control: Allocation = file.allocate(peer, CONTROL_PAGES)
-            self.data: Allocation = file.allocate(peer, geometry.pages)
-        self.geometry = geometry
-
-    def side(self) -> Side:
-        """For the rings."""
-        return Side(self.control, self.data, self.geometry)
-
-    def offer(self, port: int) -> Offer:
-        """For the peer."""
-        return Offer(self.control.references[0], self.data.references[0], port, self.geometry)
-
-    def close(self) -> None:
-        """Deallocates; a view that is left keeps the memory."""
-        for memory in (self.control, self.data):
-            with contextlib.suppress(BufferError):
-                memory.close()
-
-
-def map_offer(domain: Domain, peer: int, offer: Offer) -> Side:
-    """The peer's pages here. Raises BadReferenceError for references that are none."""
-    control = domain.gntdev.map(peer, range(offer.control, offer.control + CONTROL_PAGES))
-    try:
-        data = domain.gntdev.map(peer, range(offer.data, offer.data + offer.geometry.pages))
-    except BaseException:
-        control.close()
-        raise
-    return Side(control, data, offer.geometry)
-
-
-def release_side(side: Side) -> None:
-    """Unmaps; what is looked at stays until its last view goes."""
-    for memory in (side.control, side.data):
-        with contextlib.suppress(BufferError):
-            memory.close()
 
 
 def directory_of(domid: int, name: str) -> str:
@@ -140,37 +62,66 @@ Met = tuple[int, "Shared", Side, Waiter]
 
 def ask(domain: Domain, peer: int | str, name: str, geometry: Geometry, deadline: float) -> Met:
     """The connector's half."""
-    domid = _wait_for_listener(domain, peer, name, deadline)
+    while True:
+        domid = _wait_for_listener(domain, peer, name, deadline)
+        met = _ask_once(domain, domid, name, geometry, deadline)
+        if met is not None:
+            return met
+        time.sleep(_PAUSE_S)  # the listener closed, and may listen again
+
+
+def _ask_once(domain: Domain, domid: int, name: str, geometry: Geometry, deadline: float) -> Met | None:
+    """None: somebody who may took the request away before it was answered."""
     shared = Shared(domain, domid, geometry)
     port = None
     try:
         port = domain.evtchn.bind_unbound_port(domid)
         path = f"{directory_of(domid, name)}/{domain.domid}-{os.urandom(6).hex()}"
-        store = domain.store
-        store.mkdir(path)
         try:
-            store.set_permissions(path, (domain.domid, "n"), (domid, "b"))
-            with store.watch(path) as watch:
-                store.write(path, REQUEST + shared.offer(port).pack())
-                answer = store.read(path)
-                while answer[:1] == REQUEST:
-                    left_s = deadline - time.monotonic()
-                    if left_s <= 0 or not store.is_introduced(domid):
-                        raise _nobody(f"connect({name})", "nobody accepted: is the other side in accept()?", left_s)
-                    watch.read(min(left_s, 1.0))
-                    answer = store.read(path)
+            answer = _answer(domain, domid, path, REQUEST + shared.offer(port).pack(), deadline)
         finally:
             with contextlib.suppress(DeviceError):
-                store.remove(path)
-        if answer[:1] != ANSWER:
+                domain.store.remove(path)
+        if answer[:1] == ANSWER:
+            return domid, shared, *_answered(domain, domid, Offer.unpack(answer[1:]), port)
+        if answer:
             text = f"connect({name}): the peer refused: {answer[1:].decode(errors='replace')[:80]}"
             raise PeerGoneError(errno.ECONNREFUSED, text)
-        return domid, shared, *_answered(domain, domid, Offer.unpack(answer[1:]), port)
     except BaseException:
-        if port is not None:
-            domain.evtchn.unbind(port)
-        shared.close()
+        _take_back(domain, shared, port)
         raise
+    _take_back(domain, shared, port)
+    return None
+
+
+def _take_back(domain: Domain, shared: Shared, port: int | None) -> None:
+    if port is not None:
+        domain.evtchn.unbind(port)
+    shared.close()
+
+
+def _answer(domain: Domain, domid: int, path: str, request: bytes, deadline: float) -> bytes:
+    """What the listener writes in the place of the request; nothing, if that was taken away."""
+    store = domain.store
+
+    def make(together: Transaction) -> None:  # at once: until it says so, whoever may write above may write it
+        together.mkdir(path)
+        together.set_permissions(path, (domain.domid, "n"), (domid, "b"))
+        together.write(path, request)
+
+    with store.watch(path) as watch:
+        try:
+            store.atomically(make)
+            while (answer := store.read(path))[:1] == REQUEST:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or not store.is_introduced(domid):
+                    raise _nobody("connect", "nobody accepted: is the other side in accept()?", left_s)
+                watch.read(min(left_s, 1.0))
+        except (BadReferenceError, PermissionDeniedError):
+            if not store.is_introduced(domid):
+                raise _nobody("connect", "", 1.0) from None
+            return b""
+        return answer
 
 
 def _answered(domain: Domain, domid: int, offer: Offer, port: int) -> tuple[Side, Waiter]:
@@ -190,8 +141,17 @@ def _answered(domain: Domain, domid: int, offer: Offer, port: int) -> tuple[Side
     return side, waiter
 
 
+def asker_of(domain: Domain, path: str) -> int | None:
+    """Whose request it is; None: it is not there any more, or lets nobody look."""
+    try:
+        owner, *_ = domain.store.permissions(path)  # type: ignore[attr-defined] # Nodes has a method called list
+    except (BadReferenceError, PermissionDeniedError):
+        return None
+    return int(owner.domid)
+
+
 def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | None) -> Met | None:
-    """The listener's half for one request; None when it is none, or no longer one."""
+    """The listener's half for one request; None when it is none, or no longer one, or was refused."""
     store = domain.store
     try:
         asker, *others = store.permissions(path)  # type: ignore[attr-defined] # Nodes has a method called list
@@ -252,5 +212,3 @@ def _nobody(call: str, text: str, left_s: float) -> OSError:
         return TimeoutError(errno.ETIMEDOUT, f"{call}: {text}")
     return PeerGoneError(errno.EPIPE, f"{call}: the peer is gone: connect again when it is back")
 
-
-PAGE = PAGE_BYTES

@@ -40,6 +40,9 @@ class Caller(Protocol):
     def tell(self, operation: Operation, payload: bytes) -> None:
         """A request without a reply; never raises."""
 
+    def say(self, operation: Operation, payload: bytes) -> None:
+        """As call where this thread may wait, else as tell; never raises."""
+
 
 class Nodes:
     """The tree, as everybody sees it or as a transaction does.
@@ -72,9 +75,14 @@ class Nodes:
     def remove(self, path: str) -> None:
         """Removes the node and all below. A node that is not there is no error if its directory is.
 
+        For its owner, its directory's, and whom the directory names with "w" or "b", given that on the node, too.
         Raises GrantError (EBUSY) for what the hypervisor keeps: homes, names and the directories that they are in.
         """
         self._call(Type.RM, path)
+
+    def let_go(self, path: str) -> None:
+        """As remove(), but it never fails; in a signal handler it is done before this thread's next call."""
+        self._session.say(Operation.STORE, _payload(Type.RM, self._number, path_bytes(Type.RM, path) + b"\0"))
 
     def list(self, path: str) -> list[str]:
         """The names of the node's children, sorted. Raises ConflictError when they kept changing meanwhile."""

@@ -12,9 +12,7 @@ Facts are what transactions rely on: ("node", path) for a node or its absence, (
 from __future__ import annotations
 
 from usermm.testing.grant_store_domain import ModelDomain, ModelWatch
-from usermm.testing.grant_store_steps import Entry, Node, Step, Tree, children, is_below, kept, parent_of
-
-LETTERS = {"n": "", "r": "r", "w": "w", "b": "rw"}
+from usermm.testing.grant_store_steps import LETTERS, Entry, Node, Step, Tree, children, is_below, kept, parent_of
 
 
 class ModelStore:

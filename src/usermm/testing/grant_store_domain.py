@@ -82,9 +82,13 @@ class ModelNodes:
 
         def act(step: Step) -> None:
             where = self._path(path)
-            node = step.find(where, "w")
-            if node is None and parent_of(where) not in step.tree:
-                raise refused(errno.ENOENT, path)
+            node = step.tree.get(where)
+            if node is None:
+                step.find(where, "w")
+                if parent_of(where) not in step.tree:
+                    raise refused(errno.ENOENT, path)
+            elif not step.may_remove(where, node):
+                raise refused(errno.EACCES, path)
             if node is not None and node.fixed:
                 raise refused(errno.EINVAL if where == "/" else errno.EBUSY, path)
             if node is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from usermm.testing.grant_store_domain import ModelDomain
 
 Fact = tuple[str, str]
+LETTERS = {"n": "", "r": "r", "w": "w", "b": "rw"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,17 @@ class Step:
     def may(self, node: Node, letter: str) -> bool:
         """Whether who does it may."""
         return self.who.privileged or letter in self.model.rights(self.who, node)
+
+    def may_remove(self, path: str, node: Node) -> bool:
+        """The node's owner may, its directory's owner, and whom the directory names."""
+        self.facts.add(("node", path))
+        if self.who.privileged or node.entries[0].identity == self.who.identity:
+            return True
+        directory = self.tree[parent_of(path)]
+        self.facts.add(("node", parent_of(path)))
+        named = [entry.access for entry in directory.entries[1:] if entry.identity == self.who.identity]
+        writes = bool(named) and "w" in LETTERS[named[0]]
+        return directory.entries[0].identity == self.who.identity or (writes and self.may(node, "w"))
 
     def find(self, path: str, letter: str) -> Node | None:
         """None: it is not there, but the nearest directory allows `letter`."""

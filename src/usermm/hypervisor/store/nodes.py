@@ -81,10 +81,18 @@ class Presence:
         """The bits that `domid` has by the node's permissions: the owner all, the first entry for it, or the rest's."""
         if node.owner == domid and self.known(domid, node.stamp):
             return layout.READ | layout.WRITE
+        named = self._entry_of(domid, node)
+        return layout.ACCESS_LETTERS.index(node.permissions[0].access if named is None else named)
+
+    def named(self, domid: int, node: Node) -> int:
+        """The bits that `domid` has because an exception names it."""
+        return layout.ACCESS_LETTERS.index(self._entry_of(domid, node) or "n")
+
+    def _entry_of(self, domid: int, node: Node) -> str | None:
         for entry in node.permissions[1:]:
             if entry.domid == domid and self.known(domid, node.stamp):
-                return layout.ACCESS_LETTERS.index(entry.access)
-        return layout.ACCESS_LETTERS.index(node.permissions[0].access)
+                return entry.access
+        return None
 
     def in_force(self, node: Node) -> tuple[Permission, ...]:
         """The node's permissions without those of domains that have gone."""

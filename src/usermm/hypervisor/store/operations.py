@@ -77,6 +77,8 @@ def mkdir(act: Act) -> None:
 def remove(act: Act) -> None:
     """Removes the node and everything below. One that is not there is well removed if its directory is.
 
+    It is its owner's to remove, its directory's owner's, and theirs whom the directory's list names, if they may write
+    both. Who may write both like everybody else may not: a stranger could take away what others put there.
     EACCES, ENOENT; EINVAL for the root, EBUSY for what the hypervisor keeps.
     """
     node, ancestor = _find(act)
@@ -85,7 +87,7 @@ def remove(act: Act) -> None:
         if ancestor == paths.parent(act.path):
             return
         raise act.refused(errno.ENOENT, "neither the node nor its directory is there")
-    _require(act, node, WRITE)
+    _require_removable(act, node)
     if node.fixed:
         if act.path == paths.ROOT:
             raise act.refused(errno.EINVAL, "the root stays")
@@ -165,6 +167,21 @@ def _require(act: Act, node: Node, wanted: int) -> None:
     if not act.presence.may(act.domain, node, wanted):
         reason = f"domain {act.domain.domid} may not {_TO_DO[wanted]} it: its owner can give permission"
         raise act.refused(errno.EACCES, reason)
+
+
+def _require_removable(act: Act, node: Node) -> None:
+    presence, domain = act.presence, act.domain
+    if presence.owns(domain, node):
+        return
+    above = paths.parent(act.path)
+    act.view.rely(above, NODE)
+    directory = _there(act, above)
+    if presence.owns(domain, directory):
+        return
+    if presence.named(domain.domid, directory) & WRITE and presence.may(domain, node, WRITE):
+        return
+    reason = f"domain {domain.domid} may not remove it: its owner may, and who has the directory"
+    raise act.refused(errno.EACCES, reason)
 
 
 def _make(act: Act, ancestor: str, value: bytes) -> None:
