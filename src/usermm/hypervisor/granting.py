@@ -167,11 +167,13 @@ class Granting:
     def grantor_notify(self, domain: DomainRecord, payload: memoryview) -> Reply:
         """GRANTOR_NOTIFY: what happens when the reference ends, also by the domain's death."""
         reference, offset, actions, port = layouts.GRANTOR_NOTIFY.unpack(payload)
-        extent = self._holding.tables[domain.domid].extent_of(reference)
+        table = self._holding.tables[domain.domid]
+        extent = table.extent_of(reference)
         if extent is None:
             raise Refused(errno.EINVAL, f"notify(reference {reference}): domain {domain.domid} grants no such page")
         wanted = UnmapNotification(extent.page_of(reference), offset, actions, port)
-        self._notifications.keep(domain, wanted, extent.grantor_notifications)
+        self._notifications.keep(domain, table, wanted, extent.grantor_notifications)
+        table.owing_extents.add(extent.watch)
         return Reply()
 
     def _own(self, domain: DomainRecord, payload: memoryview, call: str) -> tuple[Table, Extent, int, int]:

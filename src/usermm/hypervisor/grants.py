@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from collections.abc import Mapping as Dictionary
 
+from usermm.hypervisor.chores import Chores
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.granting import Granting
 from usermm.hypervisor.holding import Audit, Events, Holding
@@ -25,11 +26,13 @@ class Grants:
         *,
         incarnation_tag: int,
         may_grant: Callable[[DomainRecord, int], bool],
+        chores: Chores,
     ) -> None:
         self._domains = domains
         self._may_grant = may_grant
+        self._chores = chores
         notifications = Notifications(events)
-        self.holding = Holding(events, audit)
+        self.holding = Holding(events, audit, chores)
         self.granting = Granting(
             self.holding,
             notifications,
@@ -46,17 +49,17 @@ class Grants:
         self.holding.tables[domain.domid] = Table()
 
     def domain_gone(self, domain: DomainRecord) -> None:
-        """Nothing of it can be mapped any more; what is mapped lives until it is unmapped."""
-        holding, table = self.holding, self.holding.tables.pop(domain.domid)
-        for extent in holding.of(table):
-            if extent.pool is None:
-                holding.end(table, extent, 0, extent.count)
-            else:
-                holding.end_pool(table, extent)
-        holding.finish_all(table)
-        holding.close_pools_for(domain.domid)
-        for extent in holding.of(table):
-            holding.look_at(extent.watch)
+        """Nothing of it can be mapped any more; what is mapped lives until it is unmapped.
+
+        What others are owed is done at once: notifications, and that its pools, and those for it, are closed. The rest,
+        which nobody sees, may take a while.
+        """
+        table = self.holding.tables.pop(domain.domid)
+        self.holding.pay_debts(table)
+        closed = self.holding.close_pools_for(domain.domid)
+        for extent in list(table.pools.values()):
+            self.holding.end_pool(table, extent)
+        self._chores.add(self.holding.clean_up(table, closed))
 
     def close_pools(self, domain: DomainRecord) -> None:
         """Those for whom the policy lets the domain grant to no longer: what they grant stays, and nothing more is."""

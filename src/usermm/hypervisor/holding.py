@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from usermm.hypervisor import locks
+from usermm.hypervisor.chores import Chores
 from usermm.hypervisor.closings import Closings
 from usermm.hypervisor.extents import Extent, Hold, UnmapNotification
 from usermm.hypervisor.pools import Pool
@@ -56,11 +57,12 @@ class _Look:
 class Holding:
     """Tables are told apart, not domains: one domain can follow another under the same number."""
 
-    def __init__(self, events: Events, audit: Audit) -> None:
+    def __init__(self, events: Events, audit: Audit, chores: Chores) -> None:
         self.tables: dict[int, Table] = {}
         self.closings = Closings()
         self._events = events
         self._audit = audit
+        self._chores = chores
         self._extents: dict[int, tuple[Extent, Table]] = {}
         self._holds: dict[int, tuple[Extent, Hold, Table]] = {}
         self._pools_for: dict[int, set[int]] = {}
@@ -68,6 +70,8 @@ class Holding:
         self._descriptors: collections.Counter[int] = collections.Counter()
         """By the users of the grantors."""
         self._next_handle = 1
+        self.when_broken_off: Callable[[], object] = lambda: None
+        """Called when a look was broken off: somebody has to call look_on."""
         self._unseen: dict[int, _Look] = {}
         self._closed_since: set[int] = set()
 
@@ -93,20 +97,17 @@ class Holding:
             if not watches:
                 del self._pools_for[extent.grantee]
 
-    def close_pools_for(self, domid: int) -> None:
-        """The grantee is gone: what it said is void, and whoever comes with its number gets pages of other pools."""
-        for watch in self._pools_for.pop(domid, ()):
-            pool = self._extents[watch][0].pool
-            if pool is not None:
-                pool.close_for_good()
+    def close_pools_for(self, domid: int) -> list[Extent]:
+        """The grantee is gone: whoever comes with its number gets pages of other pools than these."""
+        extents = [self._extents[watch][0] for watch in self._pools_for.pop(domid, ())]
+        for extent in extents:
+            if extent.pool is not None:
+                extent.pool.is_closed = True
+        return extents
 
     def extents(self) -> Iterator[Extent]:
         """Oldest first."""
         return (extent for extent, _ in self._extents.values())
-
-    def of(self, table: Table) -> list[Extent]:
-        """Those that a domain granted."""
-        return [self._extents[watch][0] for watch in table.extents]
 
     def descriptors(self, uid: int) -> int:
         """How many of the hypervisor's are a user's, whose domain has gone or not."""
@@ -139,15 +140,17 @@ class Holding:
         return handle, descriptor
 
     def held_by(self, domid: int, handle: int) -> tuple[Extent, Hold] | None:
-        """What a domain's handle names."""
-        extent, hold, _ = self._holds.get(handle, (None, None, None))
-        return (extent, hold) if extent is not None and hold is not None and hold.domid == domid else None
+        """What a domain's handle names; not one of a domain before it that had this number."""
+        extent, hold, table = self._holds.get(handle, (None, None, None))
+        return (extent, hold) if extent is not None and hold is not None and table is self.tables.get(domid) else None
 
     def drop(self, handle: int) -> None:
         """As if it had never been."""
         extent, hold, table = self._holds.pop(handle)
         del extent.holds[handle]
         table.holds.discard(handle)
+        table.owing_holds.discard(handle)
+        table.notifications -= len(hold.notifications)
         if hold.of_grantor:
             return
         table.mapped_pages -= hold.pages
@@ -161,11 +164,38 @@ class Holding:
             self.carry_out(extent, hold.domid, notification)
         self.free_if_unused(extent)
 
-    def finish_all(self, table: Table) -> None:
-        """The domain is gone, and holds nothing any more."""
-        for handle in list(table.holds):
+    def pay_debts(self, table: Table) -> None:
+        """The domain is gone: what is to happen when its mappings and its references are."""
+        for handle in list(table.owing_holds):
             extent, hold, _ = self._holds[handle]
-            self.finish(extent, hold)
+            for notification in hold.notifications.values():
+                self.carry_out(extent, hold.domid, notification)
+            hold.notifications.clear()
+        for watch in list(table.owing_extents):
+            extent, _ = self._extents[watch]
+            self._notify_grantor(extent, 0, extent.count)
+
+    def clean_up(self, table: Table, closed: list[Extent]) -> Iterator[None]:
+        """Step by step, what a domain that is gone had; `closed` are pools for it."""
+        for extent in closed:
+            if extent.pool is not None and self._is_here(extent):
+                extent.pool.close_for_good()
+            yield
+        for handle in list(table.holds):
+            if handle in self._holds:
+                extent, hold, _ = self._holds[handle]
+                self.finish(extent, hold)
+            yield
+        for extent in [self._extents[watch][0] for watch in table.extents]:
+            if self._is_here(extent):
+                self.end(table, extent, 0, extent.count)
+                self.look_at(extent.watch)
+            yield
+
+    def _is_here(self, extent: Extent) -> bool:
+        """Not freed meanwhile: the number of its watch can be another's."""
+        found, _ = self._extents.get(extent.watch, (None, None))
+        return found is extent
 
     def carry_out(self, extent: Extent, domid: int, notification: UnmapNotification) -> None:
         """An unmap notification of `domid`."""
@@ -197,13 +227,24 @@ class Holding:
         self._notify_grantor(extent, extent.page_of(reference), 1)
 
     def _notify_grantor(self, extent: Extent, page: int, count: int) -> None:
-        for at in [at for at in extent.grantor_notifications if page <= at < page + count]:
-            self.carry_out(extent, extent.grantor, extent.grantor_notifications.pop(at))
+        if extent.grantor_notifications:
+            _, table = self._extents[extent.watch]
+            for at in [at for at in extent.grantor_notifications if page <= at < page + count]:
+                self.carry_out(extent, extent.grantor, extent.grantor_notifications.pop(at))
+                table.notifications -= 1
 
     def look(self, watches: set[int]) -> None:
         """Something was closed: finish the holds that are gone."""
-        for watch in list(self._extents) if Closings.ALL in watches else watches:
+        if Closings.ALL in watches:
+            self._chores.add(self._look_everywhere())
+        else:
+            for watch in watches:
+                self.look_at(watch)
+
+    def _look_everywhere(self) -> Iterator[None]:
+        for watch in list(self._extents):
             self.look_at(watch)
+            yield
 
     def look_at(self, watch: int) -> None:
         """Finish the holds of one extent that are gone; of one with very many, some now and the others later."""
@@ -249,6 +290,7 @@ class Holding:
                 self._closed_since.discard(extent.watch)
             if look.holds:
                 self._unseen[extent.watch] = look
+                self.when_broken_off()
         self.free_if_unused(extent)
 
     def is_held(self, extent: Extent, hold: Hold) -> bool:
@@ -279,6 +321,7 @@ class Holding:
         self._closed_since.discard(extent.watch)  # the number can be another extent's
         self._unseen.pop(extent.watch, None)
         table.extents.discard(extent.watch)
+        table.owing_extents.discard(extent.watch)
         if extent.pool is not None:
             self._forget_pool(extent)
         self.discharge(table, extent, extent.charged)

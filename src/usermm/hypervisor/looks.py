@@ -25,6 +25,7 @@ class Looks:
         self._again: dict[float, set[int]] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._is_looking_on = False
+        holding.when_broken_off = self._go_on_soon
         loop.add_reader(holding.closings.fileno(), self._closed)
 
     def close(self) -> None:
@@ -36,7 +37,6 @@ class Looks:
     def _closed(self) -> None:
         watches = self._holding.closings.take()
         self._holding.look(watches)
-        self._go_on_soon()
         for delay in _AGAIN_SECONDS:
             waiting = self._again.get(delay)
             if waiting is None:
@@ -47,7 +47,6 @@ class Looks:
 
     def _look_again(self, delay: float) -> None:
         self._holding.look(self._again.pop(delay))
-        self._go_on_soon()
 
     def _go_on_soon(self) -> None:
         """With looks that were broken off, if there are any."""

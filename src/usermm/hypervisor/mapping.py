@@ -156,6 +156,7 @@ class Mapping:
         handle, page = pool_layouts.POOL_UNMAPPED.unpack(payload)
         found = self._holding.held_by(domain.domid, handle)
         if found is not None and (notification := found[1].notifications.pop(page, None)) is not None:
+            self._holding.tables[domain.domid].notifications -= 1
             self._holding.carry_out(found[0], domain.domid, notification)
         return Reply()
 
@@ -172,7 +173,9 @@ class Mapping:
         if actions & NOTIFY_CLEAR_BYTE and not hold.writable:
             raise Refused(errno.EINVAL, f"notify(handle {handle}): CLEAR_BYTE needs a writable mapping")
         wanted = UnmapNotification(hold.first + page, offset, actions, port)
-        self._notifications.keep(domain, wanted, hold.notifications)
+        table = self._holding.tables[domain.domid]
+        self._notifications.keep(domain, table, wanted, hold.notifications)
+        table.owing_holds.add(handle)
         return Reply()
 
     def _record(self, domain: DomainRecord, segment: _Segment) -> None:

@@ -15,6 +15,7 @@ from usermm.hypercalls.wire import DOMID_ANY, Operation
 from usermm.hypervisor import status as status_of
 from usermm.hypervisor.audit import Audit
 from usermm.hypervisor.calls import Refused, Reply
+from usermm.hypervisor.chores import Chores
 from usermm.hypervisor.connections import Connection, refuse_descriptors
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.grants import Grants
@@ -56,8 +57,14 @@ class Server:
         self.domains: dict[int, DomainRecord] = {}
         self.audit = audit
         self.ports = Ports(self.domains.get)
+        self._chores = Chores(self._soon)
         self.grants = Grants(
-            self.domains, self.ports, audit, incarnation_tag=incarnation & 0xFFF, may_grant=self._may_grant
+            self.domains,
+            self.ports,
+            audit,
+            incarnation_tag=incarnation & 0xFFF,
+            may_grant=self._may_grant,
+            chores=self._chores,
         )
         self.listener = listener
         self._connections: dict[int, Connection] = {}
@@ -85,6 +92,7 @@ class Server:
         finally:
             loop.remove_reader(self.listener.fileno())
             self._looks.close()
+            self._chores.drop()
             self.ports.close_all()  # before they end, or their peers would see it
             for connection in [*self._connections.values(), *self._strangers]:
                 connection.close()
@@ -131,6 +139,9 @@ class Server:
             Operation.STORE: self.store.request,
             Operation.WATCH: self.store.watch,
         }
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon(call)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_A_TURN):

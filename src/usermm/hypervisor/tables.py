@@ -73,6 +73,10 @@ class Table:
     """The watch numbers of its extents that are not gone yet."""
     holds: set[int] = field(default_factory=set)
     """The handles of what it was given and still has."""
+    owing_extents: set[int] = field(default_factory=set)
+    owing_holds: set[int] = field(default_factory=set)
+    """Those that notifications are kept for, which are due when the domain goes."""
+    notifications: int = 0
     granted_pages: int = 0
     mapped_pages: int = 0
     _firsts: list[int] = field(default_factory=list)
