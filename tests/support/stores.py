@@ -48,7 +48,7 @@ class World:
 
     def __init__(self) -> None:
         self.writers: dict[int, Callable[[], None]] = {}
-        self.store = service.Store(self._when_writable, self._forget)
+        self.store = service.Store(self._when_writable, self._forget, lambda call: call())  # what is long is done at once
         self.records: dict[int, DomainRecord] = {}
 
     def arrive(self, domid: int, *, control: bool = False, name: str | None = None, **quotas: Any) -> Store:

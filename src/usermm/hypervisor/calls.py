@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -25,3 +25,11 @@ class Refused(Exception):  # noqa: N818 - an answer, not a failure of the hyperv
         self.reason = reason
         self.status = status
         self.index = index
+
+
+class NotNow(Exception):  # noqa: N818 - not a failure either
+    """The request waits, and those of its connection behind it: `when` takes who is to be called when it is over."""
+
+    def __init__(self, when: Callable[[Callable[[], None]], None]) -> None:
+        super().__init__()
+        self.when = when

@@ -16,7 +16,8 @@ class Chores:
 
     def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
         self._soon = soon
-        self._waiting: deque[Iterator[object]] = deque()
+        self._waiting: deque[Iterator[None]] = deque()
+        self._when_done: list[Callable[[], None]] = []
         self._is_due = False
 
     @property
@@ -24,15 +25,20 @@ class Chores:
         """Whether something is left to do."""
         return bool(self._waiting)
 
-    def add(self, steps: Iterator[object]) -> None:
+    def add(self, steps: Iterator[None]) -> None:
         """Its first steps are done now, if nothing else waits; most chores have no others."""
         self._waiting.append(steps)
         if not self._is_due:
             self._work()
 
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Has it called once nothing is left to do."""
+        self._when_done.append(call)
+
     def drop(self) -> None:
         """Nothing of it is done any more."""
         self._waiting.clear()
+        self._when_done.clear()
 
     def _work(self) -> None:
         self._is_due = False
@@ -45,3 +51,6 @@ class Chores:
                     self._soon(self._work)
                     return
             self._waiting.popleft()
+        calls, self._when_done = self._when_done, []
+        for call in calls:
+            call()

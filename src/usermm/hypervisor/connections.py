@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from usermm.hypercalls.wire import LONGEST_REQUEST_BYTES, MOST_DESCRIPTORS, NO_REPLY, REFUSAL, REPLY, REQUEST
-from usermm.hypervisor.calls import Refused, Reply
+from usermm.hypervisor.calls import NotNow, Refused, Reply
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.shares import TURN_NS, Shares
 
@@ -67,6 +67,8 @@ class Connection:
         self._shares = shares
         self._buffer = buffer
         self._unsent: tuple[bytes, tuple[int, ...]] | None = None
+        self._held: bytes | None = None
+        """A request that waits for something of the hypervisor's."""
         self._under_way = 0  # descriptors that were sent, since it was known last that none is unread
         stream.setblocking(False)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
@@ -136,9 +138,9 @@ class Connection:
                 self.close()
                 return
             self._serve(size)
-            if self._unsent is not None or self._stream.fileno() < 0 or time.perf_counter_ns() > until_ns:
+            if self._unsent is not None or self._held is not None or self._stream.fileno() < 0:
                 return
-            if self._under_way >= MOST_DESCRIPTORS:
+            if self._under_way >= MOST_DESCRIPTORS or time.perf_counter_ns() > until_ns:
                 return
 
     def _serve(self, size: int) -> None:
@@ -154,10 +156,22 @@ class Connection:
             packet, descriptors = REPLY.pack(0, serial) + reply.payload, tuple(reply.descriptors)
         except Refused as refused:
             packet = _refusal(serial, refused)
+        except NotNow as later:
+            self._held = bytes(self._buffer[:size])
+            self._loop.remove_reader(self._stream.fileno())
+            later.when(self._serve_held)
+            return
         if flags & NO_REPLY:
             _close_all(descriptors)
         else:
             self._send(packet, descriptors)
+
+    def _serve_held(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and self._stream.fileno() >= 0:
+            self._loop.add_reader(self._stream.fileno(), self._on_readable)
+            self._buffer[: len(held)] = held
+            self._serve(len(held))
 
     def _send(self, packet: bytes, descriptors: tuple[int, ...] = ()) -> None:
         if self._stream.fileno() < 0:

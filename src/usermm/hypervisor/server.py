@@ -14,7 +14,7 @@ from usermm.hypercalls import wire
 from usermm.hypercalls.wire import DOMID_ANY, Operation
 from usermm.hypervisor import status as status_of
 from usermm.hypervisor.audit import Audit
-from usermm.hypervisor.calls import Refused, Reply
+from usermm.hypervisor.calls import NotNow, Refused, Reply
 from usermm.hypervisor.chores import Chores
 from usermm.hypervisor.connections import Connection, refuse_descriptors
 from usermm.hypervisor.domains import DomainRecord
@@ -79,7 +79,7 @@ class Server:
     async def run(self) -> None:
         """Until stop(); then every connection ends, and what domains have mapped stays theirs."""
         self._loop = loop = asyncio.get_running_loop()
-        self.store = Store(loop.add_writer, loop.remove_writer)
+        self.store = Store(loop.add_writer, loop.remove_writer, loop.call_soon)
         self._handlers = self._table()
         self._shares = Shares(loop)
         self._reserve = Reserve()
@@ -192,7 +192,7 @@ class Server:
         except OSError as error:
             number = error.errno or errno.EIO
             raise Refused(number, f"operation {operation}: the hypervisor: {os.strerror(number)}") from None
-        except Refused:
+        except (Refused, NotNow):
             raise
         except Exception as error:  # a mistake of ours must not end the others' memory
             self.audit.record("fault", operation=operation, error=repr(error)[:200])
@@ -211,6 +211,7 @@ class Server:
             raise Refused(errno.EISCONN, f"hello: this connection is domain {connection.domain.domid} already")
         if version != wire.VERSION:
             raise Refused(errno.EPROTO, f"hello: version {version} is not {wire.VERSION}: install the same usermm")
+        self.store.refuse_while_busy()
         domain = self._admit(peer.uid, peer.gid, peer.pid, wanted, bytes(payload[wire.HELLO.size :]))
         connection.domain = domain
         self._strangers.pop(connection).cancel()

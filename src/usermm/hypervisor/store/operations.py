@@ -7,6 +7,7 @@ ENOENT only to who could read (or write, as the call needs) the nearest director
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from usermm.hypercalls.store import MOST_PERMISSIONS, READ, WRITE, Permission
@@ -74,8 +75,8 @@ def mkdir(act: Act) -> None:
         _require(act, node, WRITE)
 
 
-def remove(act: Act) -> None:
-    """Removes the node and everything below. One that is not there is well removed if its directory is.
+def removal(act: Act) -> Iterator[None]:
+    """The steps that remove the node and everything below. One that is not there is well removed if its directory is.
 
     It is its owner's to remove, its directory's owner's, and theirs whom the directory's list names, if they may write
     both. Who may write both like everybody else may not: a stranger could take away what others put there.
@@ -85,27 +86,34 @@ def remove(act: Act) -> None:
     if node is None:
         _require(act, _there(act, ancestor), WRITE)
         if ancestor == paths.parent(act.path):
-            return
+            return iter(())
         raise act.refused(errno.ENOENT, "neither the node nor its directory is there")
     _require_removable(act, node)
     if node.fixed:
         if act.path == paths.ROOT:
             raise act.refused(errno.EINVAL, "the root stays")
         raise act.refused(errno.EBUSY, "the hypervisor keeps this node: remove what is below it")
-    remove_tree(act.view, act.path)
+    return removal_of_tree(act.view, act.path)
 
 
-def remove_tree(view: View, path: str) -> None:
-    """Removes `path`, which is there, and everything below, whoever may. EDQUOT in a transaction: too many."""
+def removal_of_tree(view: View, path: str) -> Iterator[None]:
+    """Removes `path`, which is there, and everything below, whoever may, step by step: nobody may look meanwhile.
+
+    EDQUOT in a transaction: too many.
+    """
     doomed = [path]
     for each in doomed:  # it grows meanwhile
         view.rely(each, NODE | NAMES)
-        doomed += [paths.below(each, name) for name in view.listing(each).names]
+        for name in view.listing(each).names:
+            doomed.append(paths.below(each, name))
+            yield
     for each in reversed(doomed):
         view.drop(each)
+        yield
     view.announce(path)
     for each in doomed[1:]:
         view.announce(each, exact=True)
+        yield
 
 
 def set_permissions(act: Act, wanted: tuple[Permission, ...]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from usermm.hypercalls import store as layout
 from usermm.hypercalls.store import Type
 from usermm.hypervisor.calls import Refused
+from usermm.hypervisor.chores import Chores
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.store import operations, paths
 from usermm.hypervisor.store.nodes import Presence
@@ -28,6 +29,7 @@ class Parts:
     presence: Presence
     transactions: Transactions
     watches: Watches
+    chores: Chores
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,12 @@ def _mkdir(request: Request) -> bytes:
 
 
 def _remove(request: Request) -> bytes:
-    operations.remove(request.only_path())
+    steps = operations.removal(request.only_path())
+    if request.transaction:
+        for _ in steps:
+            pass
+    else:
+        request.parts.chores.add(steps)
     return b""
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from usermm.hypercalls import store as layout
 from usermm.hypercalls.store import Permission
-from usermm.hypervisor.calls import Refused, Reply
+from usermm.hypervisor.calls import NotNow, Refused, Reply
+from usermm.hypervisor.chores import Chores
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.store import operations, paths, requests
 from usermm.hypervisor.store.nodes import DOMAIN_0, Node, Presence
@@ -30,23 +31,35 @@ class Store:
     """
 
     def __init__(
-        self, when_writable: Callable[[int, Callable[[], None]], object], forget: Callable[[int], object]
+        self,
+        when_writable: Callable[[int, Callable[[], None]], object],
+        forget: Callable[[int], object],
+        soon: Callable[[Callable[[], None]], object],
     ) -> None:
         tree, presence = Tree(), Presence()
-        self._parts = requests.Parts(tree, presence, Transactions(tree, presence), Watches(when_writable, forget))
+        watches, self._chores = Watches(when_writable, forget), Chores(soon)
+        self._parts = requests.Parts(tree, presence, Transactions(tree, presence), watches, self._chores)
         for path, permissions in _SKELETON.items():
             self._keep(path, b"", permissions)
-        tree.take_changes()
+        for _ in tree.take_changes():
+            pass
+
+    def refuse_while_busy(self) -> None:
+        """Raises NotNow while many nodes are being removed: nobody sees some of them gone and others not."""
+        if self._chores.is_busy:
+            raise NotNow(self._chores.when_done)
 
     def request(self, domain: DomainRecord, payload: memoryview) -> Reply:
-        """STORE. Refused as in hypercalls.store; struct.error for a payload that is too short."""
+        """STORE. Refused as in hypercalls.store; struct.error for a payload that is too short; NotNow."""
+        self.refuse_while_busy()
         try:
             return Reply(requests.answer(self._parts, domain, payload))
         finally:
-            self._tell()
+            self._chores.add(self._telling())
 
     def watch(self, domain: DomainRecord, payload: memoryview) -> Reply:
-        """WATCH: path, NUL, token -> a descriptor. Refused: EINVAL, EEXIST, EDQUOT, and those of socketpair(2)."""
+        """WATCH: path, NUL, token -> a descriptor. Refused: EINVAL, EEXIST, EDQUOT, those of socketpair(2); NotNow."""
+        self.refuse_while_busy()
         raw, nul, token = bytes(payload).partition(b"\0")
         if not nul or b"\0" in token:
             raise Refused(errno.EINVAL, "watch: give a path, a NUL byte and a token without one")
@@ -62,7 +75,7 @@ class Store:
             raise Refused(error.errno or errno.EIO, reason) from None
 
     def domain_arrived(self, domain: DomainRecord) -> None:
-        """Makes its home, and its name known if it can be a node's and nobody has it."""
+        """Makes its home, and its name known if it can be a node's and nobody has it. Not while it is busy."""
         self._parts.presence.arrived(domain)
         home, named = layout.home(domain.domid), self._named(domain)
         self._keep(home, b"", (Permission(domain.domid, "n"),))
@@ -70,7 +83,7 @@ class Store:
         self._keep(f"{home}/name", domain.name.encode(), _PUBLIC)
         if paths.is_component(domain.name) and self._parts.tree.peek(named) is None:
             self._keep(named, str(domain.domid).encode(), _PUBLIC)
-        self._tell()
+        self._chores.add(self._telling())
         self._announce(layout.INTRODUCE)
 
     def domain_gone(self, domain: DomainRecord) -> None:
@@ -78,6 +91,9 @@ class Store:
 
         What a domain 0 owns stays: tools come and go.
         """
+        self._chores.add(self._going(domain))
+
+    def _going(self, domain: DomainRecord) -> Iterator[None]:
         parts = self._parts
         if not parts.presence.gone(domain):
             return
@@ -91,8 +107,8 @@ class Store:
             doomed.append(self._named(domain))
         for path in doomed:
             if parts.tree.peek(path) is not None:
-                operations.remove_tree(parts.tree, path)
-        self._tell()
+                yield from operations.removal_of_tree(parts.tree, path)
+        yield from self._telling()
         self._announce(layout.RELEASE)
 
     def status(self) -> dict[str, Any]:
@@ -116,6 +132,7 @@ class Store:
 
     def close(self) -> None:
         """Ends all watches."""
+        self._chores.drop()
         self._parts.watches.close()
 
     def forget(self) -> None:
@@ -130,10 +147,11 @@ class Store:
         self._parts.tree.put(path, Node(value, permissions, self._parts.presence.tick(), fixed=True))
         self._parts.tree.announce(path)
 
-    def _tell(self) -> None:
+    def _telling(self) -> Iterator[None]:
         for change in self._parts.tree.take_changes():
             may_hear = functools.partial(self._may_hear, change)
             self._parts.watches.fire(change.path, may_hear, exact=change.exact)
+            yield
 
     def _announce(self, special: str) -> None:
         self._parts.watches.fire(special, lambda _: True, exact=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from usermm.hypervisor.store import paths
@@ -131,16 +132,15 @@ class Tree:
         """See View."""
         self._announced[path] = exact and self._announced.get(path, True)
 
-    def take_changes(self) -> list[Change]:
+    def take_changes(self) -> Iterator[Change]:
         """What was announced since the last call, in the order of the first announcement, if it came to anything."""
-        told = [
-            Change(path, exact, self._before[path], self._nodes.get(path))
-            for path, exact in self._announced.items()
-            if path in self._before
-        ]
-        self._before.clear()
-        self._announced.clear()
-        return [change for change in told if change.before is not None or change.after is not None]
+        before, announced = self._before, self._announced
+        self._before, self._announced = {}, {}
+        for path, exact in announced.items():
+            if path in before:
+                change = Change(path, exact, before[path], self._nodes.get(path))
+                if change.before is not None or change.after is not None:
+                    yield change
 
     def _change(self, path: str, node: Node | None) -> Node | None:
         old = self._nodes.get(path)
