@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,12 +11,18 @@ import pytest
 from support.calls import refused_line
 
 import usermm
+from usermm.grants.gntdev import Copy
+from usermm.uapi import xen_gntalloc
 
 
 @pytest.fixture(scope="module")
 def hypervisor() -> Iterator[usermm.Hypervisor]:
     with usermm.Hypervisor() as found:
         yield found
+
+
+def copy(domain: Any, source: Any, length: Any) -> Any:
+    return domain.gntdev.copy([Copy(source, bytearray(8), length)])
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
@@ -42,7 +49,34 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "map_grant_ref([(1, 2, 3)])": lambda domain: domain.gntdev.map_grant_ref([(1, 2, 3)]),
     "unmap_grant_ref(-1, 1)": lambda domain: domain.gntdev.unmap_grant_ref(-1, 1),
     "unmap_grant_ref(0, 1.0)": lambda domain: domain.gntdev.unmap_grant_ref(0, 1.0),
-    "notify(-1)": lambda domain: domain.evtchn.bind_interdomain(1, -1),
+    "bind_interdomain(1, -1)": lambda domain: domain.evtchn.bind_interdomain(1, -1),
+    "notify(-1)": lambda domain: domain.evtchn.notify(-1),
+    "notify([])": lambda domain: domain.evtchn.notify([]),
+    "notify('x')": lambda domain: domain.evtchn.notify("x"),
+    "unmask([])": lambda domain: domain.evtchn.unmask([]),
+    "unmask('x')": lambda domain: domain.evtchn.unmask("x"),
+    "revoke([])": lambda domain: domain.gntalloc.revoke([]),
+    "revoke('x')": lambda domain: domain.gntalloc.revoke("x"),
+    "map_many(3)": lambda domain: domain.gntdev.map_many(3),
+    "map_grant_ref(3)": lambda domain: domain.gntdev.map_grant_ref(3),
+    "gntalloc.mmap(0, 1, 'x')": lambda domain: domain.gntalloc.mmap(0, 1, "x"),
+    "gntdev.mmap(0, 1, 1, 'x')": lambda domain: domain.gntdev.mmap(0, 1, 1, "x"),
+    "open_gntalloc(limit='x')": lambda domain: domain.open_gntalloc(limit="x"),
+    "copy(3)": lambda domain: domain.gntdev.copy(3),
+    "copy([3])": lambda domain: domain.gntdev.copy([3]),
+    "copy of -1 bytes": lambda domain: copy(domain, (1, 8, 0), -1),
+    "copy of 70000 bytes": lambda domain: copy(domain, (1, 8, 0), 70000),
+    "copy of '1' bytes": lambda domain: copy(domain, (1, 8, 0), "1"),
+    "copy from before": lambda domain: copy(domain, (1, 8, -3), 1),
+    "copy from (1, 2)": lambda domain: copy(domain, (1, 2), 1),
+    "copy from ('x', 8, 0)": lambda domain: copy(domain, ("x", 8, 0), 1),
+    "copy from None": lambda domain: copy(domain, None, 1),
+    "set_permissions(3)": lambda domain: domain.store.set_permissions("name", 3),
+    "set_permissions((1,))": lambda domain: domain.store.set_permissions("name", (1,)),
+    "atomically(3)": lambda domain: domain.store.atomically(3),
+    "ioctl('x')": lambda domain: domain.gntalloc.ioctl("x", bytearray(8)),
+    "ioctl(None)": lambda domain: domain.gntalloc.ioctl(xen_gntalloc.ALLOC_GREF, None),
+    "ioctl of every second": lambda domain: domain.evtchn.ioctl(0, memoryview(bytearray(8))[::2]),
     "Channel.connect(-1)": lambda domain: usermm.Channel.connect(domain, -1, "x", 0),
     "Channel.connect(99999)": lambda domain: usermm.Channel.connect(domain, 99999, "x", 0),
     "Channel.connect(None)": lambda domain: usermm.Channel.connect(domain, None, "x", 0),
@@ -63,6 +97,28 @@ WRONG_KINDS = {
     "gntdev.mmap(0.0, 1)",
     "unmap_grant_ref(0, 1.0)",
     "Channel.connect(None)",
+    "notify([])",
+    "notify('x')",
+    "unmask([])",
+    "unmask('x')",
+    "revoke([])",
+    "revoke('x')",
+    "map_many(3)",
+    "map_grant_ref(3)",
+    "gntalloc.mmap(0, 1, 'x')",
+    "gntdev.mmap(0, 1, 1, 'x')",
+    "open_gntalloc(limit='x')",
+    "copy(3)",
+    "copy([3])",
+    "copy of '1' bytes",
+    "copy from ('x', 8, 0)",
+    "copy from None",
+    "set_permissions(3)",
+    "set_permissions((1,))",
+    "atomically(3)",
+    "ioctl('x')",
+    "ioctl(None)",
+    "ioctl of every second",
     "Channel.listen(slots=1.5)",
     "Channel.listen(slot_bytes='x')",
 }
@@ -101,3 +157,16 @@ def test_numbers_of_numpy_are_numbers(hypervisor: usermm.Hypervisor, kind: Any) 
 )
 def test_a_domain_that_is_none(hypervisor: usermm.Hypervisor, given: dict[str, Any], kind: type) -> None:
     refused_line(lambda: usermm.Domain(hypervisor.socket, **given), kind)
+
+
+def test_an_answer_that_cannot_be_written_is_not_asked_for(hypervisor: usermm.Hypervisor) -> None:
+    """The pages were allocated, and nobody knew their references."""
+    with usermm.Domain(hypervisor.socket, limit=1) as domain:
+        argument = xen_gntalloc.ALLOC.pack(domain.domid, 0, 1, 0) + bytes(8)
+        with pytest.raises(usermm.GrantError) as caught:
+            domain.gntalloc.ioctl(xen_gntalloc.ALLOC_GREF, argument)
+        assert caught.value.errno == errno.EFAULT
+        words = memoryview(bytearray(argument)).cast("I")
+        domain.gntalloc.ioctl(xen_gntalloc.ALLOC_GREF, words)
+        index = xen_gntalloc.ALLOC.unpack_from(words.cast("B"))[3]
+        domain.gntalloc.ioctl(xen_gntalloc.DEALLOC_GREF, xen_gntalloc.DEALLOC.pack(index, 1))

@@ -48,7 +48,8 @@ class World:
 
     def __init__(self) -> None:
         self.writers: dict[int, Callable[[], None]] = {}
-        self.store = service.Store(self._when_writable, self._forget, lambda call: call())  # what is long is done at once
+        at_once = lambda call: call()  # noqa: E731 - also what is long
+        self.store = service.Store(self._when_writable, self._forget, at_once)
         self.records: dict[int, DomainRecord] = {}
 
     def arrive(self, domid: int, *, control: bool = False, name: str | None = None, **quotas: Any) -> Store:

@@ -106,7 +106,7 @@ def as_array(incoming: Incoming, message: Message, *, copy: bool) -> np.ndarray[
             raise protocol_broken(f"an array of shape {shape} and type {code.decode()} in {length} bytes")
         if not copy:
             return make(message)
-        data = bytearray(incoming.copy(message))
+        array = make(bytearray(incoming.copy(message)))
     except ValueError as error:
         message.release()
         raise protocol_broken(f"an array of shape {shape} and type {code.decode()}: {error}") from None
@@ -114,7 +114,7 @@ def as_array(incoming: Incoming, message: Message, *, copy: bool) -> np.ndarray[
         message.release()
         raise
     message.release()
-    return make(data)
+    return array
 
 
 def form_of(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

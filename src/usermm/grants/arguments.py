@@ -1,12 +1,15 @@
-"""Numbers that programs pass: refused in one line before anything is packed."""
+"""What programs pass: refused in one line before anything is packed."""
 
 from __future__ import annotations
 
 import operator
-from typing import SupportsIndex
+from collections.abc import Iterable, Iterator
+from typing import SupportsIndex, TypeVar
 
 from usermm.errors import ArgumentError, ArgumentTypeError
 from usermm.hypercalls.wire import DOMID_FIRST_RESERVED
+
+Item = TypeVar("Item")
 
 
 def unsigned(value: SupportsIndex, bits: int, name: str) -> int:
@@ -18,6 +21,22 @@ def unsigned(value: SupportsIndex, bits: int, name: str) -> int:
     if not 0 <= number < 1 << bits:
         raise ArgumentError(f"{name} must be in 0..2**{bits}-1")
     return number
+
+
+def each_of(values: Iterable[Item], name: str) -> Iterator[Item]:
+    """One after the other. Raises ArgumentTypeError, at once."""
+    try:
+        return iter(values)
+    except TypeError:
+        raise ArgumentTypeError(f"{name}: pass an iterable, not {type(values)!r}") from None
+
+
+def ioctl_bytes(argument: object, call: str) -> memoryview:
+    """The bytes of a buffer. Raises ArgumentTypeError."""
+    try:
+        return memoryview(argument).cast("B")  # type: ignore[arg-type] # if it is one
+    except (TypeError, ValueError, BufferError) as error:
+        raise ArgumentTypeError(f"{call}: pass a buffer of the request's bytes, contiguous: {error}") from None
 
 
 def domain_number(value: SupportsIndex, name: str) -> int:

@@ -135,7 +135,7 @@ class Domain:
         self._check_open("open_gntalloc")
         if self._session is None:
             return Gntalloc(xen.XenGntalloc("gntalloc"))
-        pages = self._limit if limit is None else Limit(limit)
+        pages = self._limit if limit is None else Limit(unsigned(limit, 32, "open_gntalloc: limit"))
         return Gntalloc(LocalGntalloc(self._session, self._watching, pages))
 
     def open_gntdev(self, personality: Personality = "mainline") -> Gntdev:

@@ -113,10 +113,11 @@ class Evtchn(Device[EvtchnFile]):
 
     def unmask(self, *ports: int) -> None:
         """Their events are read again: what came since, at once. Ports that are not this file's are passed over."""
+        numbers = [unsigned(port, 32, "unmask: port") for port in ports]
         if self._local is not None:
-            self._local.unmask(ports)
+            self._local.unmask(numbers)
         else:
-            self._file.write(b"".join(xen_evtchn.PORT.pack(unsigned(port, 32, "port")) for port in ports))
+            self._file.write(b"".join(map(xen_evtchn.PORT.pack, numbers)))
 
     def mask(self, port: int) -> None:
         """Its events are kept until it is unmasked. ENOTCONN; EOPNOTSUPP on Xen, where only reading masks."""

@@ -86,6 +86,7 @@ class Gntalloc(Device[GntallocFile]):
         during the call can be lost. Raises BadReferenceError (EINVAL) for a reference that allocate() of this file did
         not give, or that ended.
         """
+        reference = unsigned(reference, 32, "revoke: reference")
         allocation = self._allocations.get(reference, lambda: None)()
         if allocation is None:
             raise grant_refused(errno.EINVAL, f"revoke(reference {reference}): this file granted no such page")
@@ -109,7 +110,8 @@ class Gntalloc(Device[GntallocFile]):
     ) -> Memory:
         """Maps `count` pages at `index`. BadReferenceError: ENOENT an index that was not given, EINVAL other flags."""
         length = unsigned(count, 32, "mmap: count") * PAGE_BYTES
-        memory: Memory = self._file.mmap(length, prot, flags, unsigned(index, 63, "mmap: index"))
+        how = unsigned(prot, 31, "mmap: prot"), unsigned(flags, 31, "mmap: flags")
+        memory: Memory = self._file.mmap(length, *how, unsigned(index, 63, "mmap: index"))
         return memory
 
     def set_unmap_notify(self, index: int, *, clear_byte: bool = False, port: int | None = None) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from usermm._core import Memory, buffer_range
-from usermm.errors import ArgumentError, DeviceError
-from usermm.grants.arguments import unsigned
+from usermm.errors import ArgumentError, ArgumentTypeError, DeviceError
+from usermm.grants.arguments import each_of, unsigned
 from usermm.grants.device import Device
 from usermm.grants.files import PAGE_BYTES, GntdevFile, Reference
 from usermm.grants.local_gntdev import MappedGrants
@@ -19,6 +19,7 @@ from usermm.uapi import xen_gntdev as abi
 from usermm.uapi.xen_gntdev import GrantStatus
 
 Personality = Literal["mainline", "seed2007"]
+_GRANTED_FIELDS = 3
 _MORE = abi.MOST_GRANTS + 1  # than the device takes, which refuses them
 
 
@@ -67,7 +68,7 @@ class Gntdev(Device[GntdevFile]):
 
     def map_many(self, references: Iterable[Reference], *, writable: bool = False) -> Mapping:
         """As `map`, for pages of several domains: (domid, reference) each."""
-        wanted = _checked(itertools.islice(references, _MORE))
+        wanted = _checked(itertools.islice(each_of(references, "gntdev: map_many"), _MORE))
         mapping: Mapping
         mapping, index = self._file.map(wanted, writable=writable, kind=Mapping)
         mapping._device, mapping.index, mapping.references = self, index, wanted
@@ -75,14 +76,15 @@ class Gntdev(Device[GntdevFile]):
 
     def map_grant_ref(self, references: Sequence[Reference]) -> int:
         """MAP_GRANT_REF: the index to map them at. They are looked at when they are mapped, not now."""
-        return self._file.map_grant_ref(_checked(references))
+        return self._file.map_grant_ref(_checked(each_of(references, "gntdev: map_grant_ref")))
 
     def mmap(
         self, index: int, count: int, prot: int = _mmap.PROT_READ, flags: int = _mmap.MAP_SHARED
     ) -> Memory:
         """Maps `count` pages at `index`; `prot` PROT_READ alone maps them read-only. Errors: see the personality."""
         length = unsigned(count, 32, "mmap: count") * PAGE_BYTES
-        memory: Memory = self._file.mmap(length, prot, flags, unsigned(index, 63, "mmap: index"))
+        how = unsigned(prot, 31, "mmap: prot"), unsigned(flags, 31, "mmap: flags")
+        memory: Memory = self._file.mmap(length, *how, unsigned(index, 63, "mmap: index"))
         return memory
 
     def unmap_grant_ref(self, index: int, count: int) -> None:
@@ -111,7 +113,7 @@ class Gntdev(Device[GntdevFile]):
 
         Raises BadReferenceError (EINVAL) when one has no grant at either end or crosses a page: then nothing is done.
         """
-        wanted = list(segments)
+        wanted = list(each_of(segments, "gntdev: copy"))
         packed = bytearray(b"".join(_segment(each) for each in wanted))
         argument = bytearray(abi.COPY.pack(len(wanted), buffer_range(packed)[0] if packed else 0))
         self._file.ioctl(abi.GRANT_COPY, argument)
@@ -137,15 +139,28 @@ def _checked(references: Iterable[Reference]) -> tuple[Reference, ...]:
 
 
 def _segment(wanted: Copy) -> bytes:
+    if not isinstance(wanted, Copy):
+        raise ArgumentTypeError(f"gntdev: copy: segments are Copy(source, destination, length), not {type(wanted)!r}")
+    length = unsigned(wanted.length, 16, "gntdev: copy: length")
     flags, ends = 0, []
     for bit, end in ((abi.COPY_SOURCE_GRANTED, wanted.source), (abi.COPY_DEST_GRANTED, wanted.destination)):
         if isinstance(end, tuple):
-            domid, reference, offset = end
             flags |= bit
-            ends.append(abi.COPY_GRANTED.pack(reference, offset, domid))
+            ends.append(_granted(end))
         else:
-            ends.append(abi.COPY_LOCAL.pack(_address(end, wanted.length, writable=bit == abi.COPY_DEST_GRANTED)))
-    return abi.SEGMENT.pack(*ends, wanted.length, flags, 0)
+            ends.append(abi.COPY_LOCAL.pack(_address(end, length, writable=bit == abi.COPY_DEST_GRANTED)))
+    return abi.SEGMENT.pack(*ends, length, flags, 0)
+
+
+def _granted(end: tuple[int, ...]) -> bytes:
+    if len(end) != _GRANTED_FIELDS:
+        raise ArgumentError(f"gntdev: copy: {end!r:.60}: a grant is (domid, reference, offset in its page)")
+    domid, reference, offset = end
+    return abi.COPY_GRANTED.pack(
+        unsigned(reference, 32, "gntdev: copy: reference"),
+        unsigned(offset, 16, "gntdev: copy: offset"),
+        unsigned(domid, 16, "gntdev: copy: domid"),
+    )
 
 
 def _address(buffer: object, length: int, *, writable: bool) -> int:

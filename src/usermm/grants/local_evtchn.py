@@ -13,12 +13,13 @@ import struct
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from usermm._core import Memory
 from usermm.errors import DeviceError, WouldBlockError, grant_refused
 from usermm.grants.alone import Alone
+from usermm.grants.arguments import unsigned
 from usermm.grants.event_ports import AT_ONCE, EVENT, BoundPort, EventPorts, hang_up
 from usermm.grants.session import Session
 from usermm.hypercalls import ports as layouts
@@ -26,6 +27,7 @@ from usermm.hypercalls.wire import DOMID_FIRST_RESERVED, DOMID_SELF, Operation
 from usermm.uapi import xen_evtchn
 from usermm.ummunotify.arguments import deadline_s
 
+_LONGEST_WAIT_S = 3600.0
 _open_files: weakref.WeakSet[LocalEvtchn] = weakref.WeakSet()
 
 
@@ -96,7 +98,7 @@ class LocalEvtchn:
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Unmasks these ports, u32 each; returns the bytes taken. Ports that are not this file's are passed over."""
         length = min(len(data) - len(data) % xen_evtchn.PORT.size, xen_evtchn.MOST_PORTS_READ * xen_evtchn.PORT.size)
-        self.unmask(port for (port,) in xen_evtchn.PORT.iter_unpack(data[:length]))
+        self.unmask([port for (port,) in xen_evtchn.PORT.iter_unpack(data[:length])])
         return length
 
     def mmap(self, length: int, prot: int, flags: int, offset: int, kind: Any = Memory) -> Any:  # noqa: ARG002
@@ -135,9 +137,9 @@ class LocalEvtchn:
         """An event for the peer; nothing where nobody is bound. Never waits. ENOTCONN: not our port."""
         try:
             self._senders[port](EVENT, AT_ONCE)
-        except KeyError:
+        except (KeyError, TypeError):
             self._refuse_if_unusable("notify")
-            raise _no_such_port("notify", port) from None
+            raise _no_such_port("notify", unsigned(port, 32, "notify: port")) from None
         except OSError:
             # EAGAIN: events wait there already, as many as the socket holds. EPIPE, ECONNRESET: the peer is gone, and
             # Xen drops it silently. EBADF: another thread has just closed it.
@@ -145,20 +147,19 @@ class LocalEvtchn:
 
     def take(self, timeout: float | None, most: int = xen_evtchn.MOST_PORTS_READ) -> list[int]:
         """The ports with an event, which are masked from now on; waits for one, `timeout` seconds at most."""
-        deadline = None if timeout is None else deadline_s(timeout)
-        wait_s = timeout
+        deadline = deadline_s(timeout)
+        wait_s = _within(timeout)
         self._alone.run("read", self._enter)
         try:
             while True:
                 changes = self._ports.changes
                 ready = self._ports.epoll.poll(wait_s, most)
-                if not ready and wait_s is not None:
+                if not ready and time.monotonic() >= deadline:
                     return []
                 ports = self._alone.run("read", lambda: self._take(ready, changes))  # noqa: B023 - it is run at once
                 if ports:
                     return ports
-                if deadline is not None:
-                    wait_s = max(0.0, deadline - time.monotonic())
+                wait_s = _within(deadline - time.monotonic())
         finally:
             self._alone.finish(self._leave, wait=True)
 
@@ -166,12 +167,11 @@ class LocalEvtchn:
         self._refuse_if_unusable("read")
         return self._ports.take(ready, changes)
 
-    def unmask(self, ports: Iterable[int]) -> None:
+    def unmask(self, ports: Collection[int]) -> None:
         """What came since the port was masked is reported now. Ports that are not this file's are passed over."""
-        wanted = tuple(ports)
-        self._alone.do("unmask", lambda: self._unmask(wanted))
+        self._alone.do("unmask", lambda: self._unmask(ports))
 
-    def _unmask(self, numbers: Iterable[int]) -> None:
+    def _unmask(self, numbers: Collection[int]) -> None:
         self._refuse_if_unusable("unmask")
         for number in numbers:
             port = self._ports.by_number.get(number)
@@ -321,6 +321,11 @@ def _close_copies_of_all() -> None:
 
 
 os.register_at_fork(after_in_child=_close_copies_of_all)
+
+
+def _within(seconds: float | None) -> float:
+    """What epoll_wait(2) takes at most, and more often than never."""
+    return _LONGEST_WAIT_S if seconds is None else max(0.0, min(seconds, _LONGEST_WAIT_S))
 
 
 def _fields(argument: bytearray | memoryview, call: str, unpack: Callable[..., tuple[int, ...]]) -> tuple[int, ...]:

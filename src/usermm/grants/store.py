@@ -198,6 +198,8 @@ class Store(Nodes):
 
         Whenever several try, one gets through. Raises ConflictError after `tries` of them, and what `function` raises.
         """
+        if not callable(function):
+            raise ArgumentTypeError(f"atomically: pass a function of a transaction, not {type(function)!r}")
         if not isinstance(tries, int) or tries < 1:
             raise ArgumentError(f"atomically: tries must be a whole number of at least 1, not {tries!r}")
         for lost in range(tries):

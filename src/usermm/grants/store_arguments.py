@@ -40,8 +40,11 @@ def utf8(call: str, text: str) -> bytes:
 
 
 def given_permissions(given: Iterable[tuple[int, str]]) -> tuple[Permission, ...]:
-    """Raises ArgumentError for none at all and for another letter than n, r, w and b."""
-    wanted = tuple(Permission(*entry) for entry in given)
+    """Raises ArgumentError for none at all and for another letter than n, r, w and b, ArgumentTypeError."""
+    try:
+        wanted = tuple(Permission(*entry) for entry in given)
+    except TypeError:
+        raise ArgumentTypeError(f"set_permissions({given!r:.60}): pass (domid, letter) each") from None
     if not wanted:
         raise ArgumentError("set_permissions: give the owner's entry first: (domid, what everybody else may)")
     for domid, access in wanted:

@@ -17,6 +17,7 @@ from usermm.ummunotify.arguments import deadline_s
 if TYPE_CHECKING:
     from usermm.grants.local_evtchn import LocalEvtchn
 
+_LONGEST_WAIT_S = 3600.0  # a poll's milliseconds are an int
 _NOT_OURS = (errno.ENOTCONN, errno.EBADF, errno.ECHILD)
 
 
@@ -113,9 +114,9 @@ class Waiter:
 
     def _wait_patiently(self, timeout: float | None) -> bool:
         deadline = deadline_s(timeout)
-        left_ms = None if timeout is None else timeout * 1000
+        left_s = timeout
         while True:
-            if self._poll.poll(left_ms):
+            if self._poll.poll(None if left_s is None else min(left_s, _LONGEST_WAIT_S) * 1000):
                 try:
                     if self._receive(MOST_BYTES, AT_ONCE):
                         return True
@@ -125,8 +126,8 @@ class Waiter:
                 except OSError:
                     return self._hung_up()
             if timeout is not None:
-                left_ms = (deadline - time.monotonic()) * 1000
-                if left_ms <= 0:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
                     return False
 
     def _hung_up(self) -> bool:
