@@ -48,15 +48,20 @@ class Alone:
             if self._unfinished:
                 self._settle()
 
+    @property
+    def refuses(self) -> bool:
+        """Whether this thread is inside, or a hypervisor's."""
+        return self._inside == threading.get_ident() or serving.is_here()
+
     def check(self, call: str) -> None:
         """Raises as run() does."""
-        if self._inside == threading.get_ident() or serving.is_here():
+        if self.refuses:
             text = f"{call}: this thread is in such a call, or serves it: do it after the signal handler or finalizer"
             raise grant_refused(errno.EDEADLK, text)
 
     def do(self, call: str, function: Callable[[], object]) -> None:
         """As run(); but where that would refuse it is done when this thread leaves, and nobody hears of an OSError."""
-        if self._inside == threading.get_ident() or serving.is_here():
+        if self.refuses:
             self.finish(lambda: _quietly(function), wait=False)
         else:
             self.run(call, function)

@@ -36,11 +36,10 @@ class Allocation(GrantedPages):
 
     def _close(self, *, wait: bool) -> None:
         device, file = self._device, self._file
-        if wait and device is not None and file is not None and not file.is_inherited:
-            # Not while its pages are taken back, which has a view of them.
-            device._alone.run("close", lambda: super(Allocation, self)._close(wait=True))
-        else:
+        if not wait or device is None or file is None or file.is_inherited or device._alone.refuses:
             super()._close(wait=wait)
+        else:  # not while its pages are taken back, which has a view of them
+            device._alone.run("close", lambda: super(Allocation, self)._close(wait=True))
 
     def revoke(self) -> None:
         """Takes all pages back, whoever maps them; this domain keeps what is in them at the same address.

@@ -71,7 +71,11 @@ class GrantorPools:
         except GrantError:  # no room for a pool; there may be for one page
             return None
         first, bits = pool_layouts.POOL_MADE.unpack(answer)
-        pool = GrantorPool(first, descriptors, self._watching, is_isolated=bool(bits & layouts.ISOLATED))
+        try:
+            pool = GrantorPool(first, descriptors, self._watching, is_isolated=bool(bits & layouts.ISOLATED))
+        except BaseException:
+            self._session.tell(Operation.RELEASE, layouts.RANGE.pack(first, pool_layouts.BLOCK, 0))
+            raise
         self._pools[key].append(pool)
         return pool
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from usermm._core import process
-from usermm.errors import ClosedError, LimitError
+from usermm.errors import ClosedError, ForkedError, LimitError
 from usermm.hypercalls import store as layout
 from usermm.ummunotify.arguments import deadline_s
 from usermm.ummunotify.readiness import readable
@@ -56,7 +56,8 @@ class Watch:
             poll.poll(min(math.ceil(left_s * 1000), _LONGEST_POLL_MS) if left_s < math.inf else None)
 
     def fileno(self) -> int:
-        """Readable while there is something to read, and once the watch came to its end. Raises ClosedError."""
+        """Readable while there is something to read, and once the watch came to its end. ClosedError, ForkedError."""
+        self._check_process()
         descriptor = self._stream.fileno()
         if descriptor < 0:
             raise self._closed()
@@ -118,7 +119,13 @@ class Watch:
                     break
         return list(found)
 
+    def _check_process(self) -> None:
+        if process() != self._owner:
+            text = f"watch({self.path}): it is the parent's: watch by a domain of this child's own"
+            raise ForkedError(errno.ECHILD, text)
+
     def _take(self) -> str:
+        self._check_process()
         try:
             packet = self._stream.recv(_LONGEST_EVENT_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
