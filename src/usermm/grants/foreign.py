@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from usermm.errors import grant_refused
+from usermm.errors import LimitError, grant_refused
 from usermm.grants.attachments import Attachments
 from usermm.grants.files import PAGE_BYTES, Reference
 from usermm.grants.pools import GranteePool
@@ -17,7 +17,7 @@ from usermm.grants.session import Refusal, Session
 from usermm.grants.watching import FileName, WatchedMemory, Watching, file_of
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls.pools import POOL_UNMAPPED, page_of
-from usermm.hypercalls.wire import LONGEST_REQUEST_BYTES, REQUEST, Operation
+from usermm.hypercalls.wire import LONGEST_REQUEST_BYTES, MOST_DESCRIPTORS, REQUEST, Operation
 from usermm.uapi.xen_gntdev import GrantStatus
 
 
@@ -210,11 +210,20 @@ class Foreign:
             self._let_go(segments)
 
     def _batches(self, references: Sequence[Reference], *, writable: bool) -> Iterator[list[Segment]]:
-        """What they name, as much at a time as a reply has; its descriptors are the caller's. Raises Refusal."""
+        """What they name, as much at a time as a reply has; its descriptors are the caller's. Raises Refusal.
+
+        Where there is no room for the descriptors of a whole reply, less is asked for at a time.
+        """
         runs = list(_runs(references))
-        done = 0
+        done, most = 0, len(references)
         while runs:
-            part = _segments(*self._request(runs[: layouts.MOST_RUNS], writable, 0, done))
+            try:
+                part = _segments(*self._request(_first(runs, most)[: layouts.MOST_RUNS], writable, 0, done))
+            except LimitError:
+                if most == 1:
+                    raise
+                most = max(1, min(most, MOST_DESCRIPTORS) // 4)
+                continue
             pages = sum(segment.pages for segment in part)
             done += pages
             runs = list(_without(runs, pages))
@@ -279,6 +288,17 @@ def _runs(references: Sequence[Reference]) -> Iterator[tuple[int, int, int]]:
             start, count = (domid, reference), 0
         count += 1
     yield *start, count
+
+
+def _first(runs: list[tuple[int, int, int]], pages: int) -> list[tuple[int, int, int]]:
+    """The first `pages` of the runs."""
+    found = []
+    for domid, first, count in runs:
+        if pages <= 0:
+            break
+        found.append((domid, first, min(pages, count)))
+        pages -= count
+    return found
 
 
 def _without(runs: Iterable[tuple[int, int, int]], pages: int) -> Iterator[tuple[int, int, int]]:
