@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from support.channels import WAIT_S, joined
+from support.hypervisors import wait_until
 from support.processes import in_child
 from support.threads import running
 
 import usermm
-from usermm import ArgumentError, ArgumentTypeError, Channel, ClosedError, ForkedError, PeerGoneError, ProtocolError
+from usermm import (
+    ArgumentError,
+    ArgumentTypeError,
+    Channel,
+    ClosedError,
+    ForkedError,
+    PeerGoneError,
+    PermissionDeniedError,
+    ProtocolError,
+)
 from usermm.channels import rendezvous
 from usermm.channels.listener import Listener
 from usermm.channels.offers import Shared
@@ -100,6 +113,124 @@ def test_a_listener_that_answers_and_does_not_bind(domains: tuple[usermm.Domain,
     with running(answer), pytest.raises(ProtocolError, match="bind"):
         Channel.connect(other, one.domid, "door", WAIT_S)
     kept[0].close()
+
+
+def test_a_stranger_cannot_take_away_what_others_made(hypervisor: usermm.Hypervisor) -> None:
+    """Neither the directory of who listens for everybody, nor a request in it."""
+    with (
+        usermm.Domain(hypervisor.socket) as one,
+        usermm.Domain(hypervisor.socket) as other,
+        usermm.Domain(hypervisor.socket) as stranger,
+        Channel.listen(one, "door") as listener,
+    ):
+        directory = rendezvous.directory_of(one.domid, "door")
+        done, asked = threading.Event(), []
+
+        def remove() -> None:
+            while not done.is_set():
+                with pytest.raises(PermissionDeniedError):
+                    stranger.store.remove(directory)
+                for node in stranger.store.list(directory):
+                    with contextlib.suppress(PermissionDeniedError):  # unless it is gone by now
+                        stranger.store.remove(f"{directory}/{node}")
+
+        original = rendezvous._ask_once
+        with (
+            mock.patch.object(rendezvous, "_ask_once", lambda *given: (asked.append(1), original(*given))[1]),
+            running(remove),
+        ):
+            for _ in range(20):
+                accepted: list[Channel] = []
+                with running(lambda: accepted.append(listener.accept(WAIT_S))):  # noqa: B023 - it ends here
+                    connected = Channel.connect(other, one.domid, "door", WAIT_S)
+                accepted[0].close()
+                connected.close()
+            done.set()
+        assert len(asked) == 20, "no request had to be made again"
+
+
+def test_a_request_that_was_taken_away_is_made_again(domains: tuple[usermm.Domain, usermm.Domain]) -> None:
+    """By who may: the listener closes, and listens again."""
+    one, other = domains
+    path = rendezvous.directory_of(one.domid, "door")
+    connected: list[Channel] = []
+    first = Channel.listen(one, "door")
+    with running(lambda: connected.append(Channel.connect(other, one.domid, "door", WAIT_S))):
+        while not (nodes := one.store.list(path)):
+            time.sleep(0.001)
+        one.store.remove(f"{path}/{nodes[0]}")
+        first.close()
+        with Channel.listen(one, "door") as again, again.accept(WAIT_S) as accepted:
+            accepted.send(b"x")
+            wait_until(lambda: bool(connected), WAIT_S)
+            assert connected[0].receive(1, WAIT_S) == b"x"
+    connected[0].close()
+
+
+def test_one_who_asks_for_what_cannot_be_holds_nobody_up(hypervisor: usermm.Hypervisor) -> None:
+    """Each look at a request of 65536 pages takes long, and there are hundreds: others have their turns in between."""
+    with (
+        usermm.Domain(hypervisor.socket) as one,
+        usermm.Domain(hypervisor.socket) as other,
+        usermm.Domain(hypervisor.socket) as stranger,
+        Channel.listen(one, "door") as listener,
+    ):
+        control = stranger.gntalloc.allocate(one.domid, 3)
+        text = f"?1 {control.references[0]} {control.references[0]} 1 1 65534 1".encode()
+        looks: list[int] = []
+
+        def counted(domain: usermm.Domain, path: str, *rest: Any) -> Any:
+            looks.append(int(path.rpartition("/")[2].partition("-")[0]))
+            return original(domain, path, *rest)
+
+        original = rendezvous.accept_request
+        for number in range(150):
+            path = f"{rendezvous.directory_of(one.domid, 'door')}/{stranger.domid}-{number}"
+            stranger.store.mkdir(path)
+            stranger.store.set_permissions(path, (stranger.domid, "n"), (one.domid, "b"))
+            stranger.store.write(path, text)
+        with mock.patch.object(rendezvous, "accept_request", counted):
+            with pytest.raises(TimeoutError):
+                listener.accept(0)
+            assert len(looks) < 100, "accept() returns when its time is over"
+            before = len(looks)
+            connected: list[Channel] = []
+            with (
+                running(lambda: connected.append(Channel.connect(other, one.domid, "door", WAIT_S))),
+                listener.accept(WAIT_S) as accepted,
+            ):
+                assert accepted.peer == other.domid
+            connected[0].close()
+            with pytest.raises(TimeoutError):
+                listener.accept(5)
+        assert looks.count(other.domid) == 1
+        assert looks.count(stranger.domid) <= 320, "what was refused is looked at once more: it has changed"
+        assert before < 100
+
+
+def test_a_directory_that_is_written_to_while_nobody_accepts(hypervisor: usermm.Hypervisor) -> None:
+    """More changes than a watch remembers: its end is not the listener's."""
+    with (
+        usermm.Domain(hypervisor.socket) as one,
+        usermm.Domain(hypervisor.socket) as other,
+        Channel.listen(one, "door") as listener,
+    ):
+        for number in range(900):
+            other.store.write(f"{rendezvous.directory_of(one.domid, 'door')}/{other.domid}-{number}", b"")
+        accepted: list[Channel] = []
+        with running(lambda: accepted.append(listener.accept(WAIT_S))):
+            connected = Channel.connect(other, one.domid, "door", WAIT_S)
+        accepted[0].close()
+        connected.close()
+
+
+def test_an_array_whose_shape_cannot_be(ends: tuple[Channel, Channel]) -> None:
+    """Also where it is copied."""
+    here, there = ends
+    for copy in (False, True):
+        here.loan((0, 1 << 62), "u8").send()  # no bytes, and more items than NumPy counts
+        with pytest.raises(ProtocolError):
+            there.receive_array(WAIT_S, copy=copy)
 
 
 def test_no_time_at_all(domains: tuple[usermm.Domain, usermm.Domain], ends: tuple[Channel, Channel]) -> None:

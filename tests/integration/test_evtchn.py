@@ -294,3 +294,21 @@ def test_a_slow_consumer_does_not_make_the_loop_spin(one: usermm.Domain, two: us
     later.start()
     assert asyncio.run(asyncio.wait_for(consume(), PATIENCE_S)) < 50
     later.join()
+
+
+@pytest.mark.parametrize("timeout", [1e7, 1e300, float("inf")])
+def test_waits_of_any_length(one: usermm.Domain, two: usermm.Domain, timeout: float) -> None:
+    """More milliseconds than the system calls take."""
+    mine, theirs = bind(one, two)
+
+    def waited(wait: Callable[[], object]) -> object:
+        later = threading.Timer(MOMENT_S, two.evtchn.notify, [theirs])
+        later.start()
+        try:
+            return wait()
+        finally:
+            later.join()
+
+    assert waited(lambda: one.evtchn.read(timeout)) == [mine]
+    with one.evtchn.waiter(mine) as waiter:
+        assert waited(lambda: waiter.wait(timeout)) is True

@@ -304,6 +304,42 @@ def test_a_revoked_allocation_is_still_mapped(either_world: World) -> None:
     assert not any(is_there(address + page * PAGE_BYTES) for page in range(3))
 
 
+@pytest.mark.parametrize("count", [1, 3], ids=["of a pool", "of its own"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_others_map_where_kept_pages_were_is_theirs(either_world: World, count: int, whole: bool) -> None:
+    """Pages that were taken back are watched as the others are."""
+    device = either_world.grantor.gntalloc
+    device.allocate(GRANTEE).close()
+    pages = device.allocate(GRANTEE, count)
+    pages.write(0, b"kept")
+    pages.revoke()
+    hit = count if whole else 1
+    address = pages.address
+    map_over(address, hit * PAGE_BYTES)
+    ctypes.memset(address, 77, PAGE_BYTES)
+    assert pages.is_mapped == (hit < count)
+    pages.close()
+    gc.collect()
+    assert ctypes.string_at(address, 4) == bytes([77] * 4)
+    assert not any(is_there(address + page * PAGE_BYTES) for page in range(hit, count))
+    munmap(address, hit * PAGE_BYTES)
+
+
+def test_pages_that_are_taken_back_one_by_one(either_world: World) -> None:
+    """Each is known by what it is now, whatever happens to the others."""
+    device = either_world.grantor.gntalloc
+    pages = device.allocate(GRANTEE, 4)
+    for number, reference in enumerate(pages.references):
+        pages.write(number * PAGE_BYTES, bytes([number]))
+        device.revoke(reference)
+    assert pages.is_mapped
+    munmap(pages.address + PAGE_BYTES, PAGE_BYTES)
+    assert pages.is_mapped and pages.read(2 * PAGE_BYTES, 1) == b"\2"
+    address = pages.address
+    pages.close()
+    assert not any(is_there(address + page * PAGE_BYTES) for page in range(4))
+
+
 def is_there(address: int) -> bool:
     return bool(_libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(PAGE_BYTES), 0) == 0)  # MADV_NORMAL
 

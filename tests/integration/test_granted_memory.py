@@ -266,6 +266,45 @@ def test_closed_memory_refuses(call: str, file: int) -> None:
         attribute(*arguments)
 
 
+@pytest.mark.parametrize("call", ["read", "load", "store", "exchange", "add", "write", "detach", "fill"])
+def test_an_index_that_closes_the_memory(call: str, file: int) -> None:
+    """It was looked at before, and the address was none any more."""
+
+    class Closing:
+        def __init__(self, memory: Memory) -> None:
+            self.memory = memory
+
+        def __index__(self) -> int:
+            self.memory.close()
+            return 0
+
+    memory = whole(file)
+    rest: dict[str, tuple[Any, ...]] = {
+        "read": (4,), "load": (), "write": (b"x",), "detach": (PAGE, file), "fill": ([(file, 0, PAGE)],)
+    }
+    with pytest.raises(ArgumentError, match="unmapped"):
+        getattr(memory, call)(Closing(memory), *rest.get(call, (1,)))
+
+
+def test_runs_that_come_later(file: int) -> None:
+    """What is not filled cannot be touched; a run that cannot be mapped leaves the rest as it was."""
+    memory = Memory([(file, 0, PAGE)], writable=True, shared=True, inherit=False, length=4 * PAGE)
+    with pytest.raises(GrantError):
+        memory.read(PAGE, 1)
+    memory.fill(PAGE, [(file, 2 * PAGE, PAGE), (file, PAGE, PAGE)])
+    assert [memory.read(page * PAGE, 1)[0] for page in range(3)] == [0, 2, 1]
+    with pytest.raises(DeviceError):
+        memory.fill(3 * PAGE, [(10_000, 0, PAGE)])
+    memory.fill(3 * PAGE, [(file, 3 * PAGE, PAGE)])
+    assert memory.read(3 * PAGE, 1) == b"\3"
+    assert in_child(lambda: memory.closed) is False  # and nothing of it is mapped in a child
+    page = Memory.part(memory, 0, PAGE)
+    with pytest.raises(ArgumentError):
+        page.fill(0, [(file, 0, PAGE)])
+    page.close()
+    memory.close()
+
+
 def test_read_only_memory_is_not_written(file: int) -> None:
     memory = whole(file, writable=False)
     for call in (lambda: memory.store(0, 1), lambda: memory.add(0, 1), lambda: memory.write(0, b"x")):

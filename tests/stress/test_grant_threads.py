@@ -96,3 +96,40 @@ def test_an_index_is_mapped_by_one_of_several_threads() -> None:
         pages.close()
 
 
+
+
+def test_threads_that_take_back_and_close_the_same() -> None:
+    """revoke() may be called again, and by several; close() waits for it. None of them fails, or leaves anything."""
+    with (
+        usermm.Hypervisor() as hypervisor,
+        usermm.Domain(hypervisor.socket) as grantor,
+        usermm.Domain(hypervisor.socket) as grantee,
+    ):
+        for count in (1, 1, 3) * (ROUNDS // 3):
+            pages = grantor.gntalloc.allocate(grantee.domid, count)
+            calls = [pages.revoke, pages.revoke, pages.close if count == 3 else pages.revoke]
+            with running(*calls):
+                pass
+            pages.close()
+        grantor.is_isolated_from(grantee.domid)
+        assert all(grant["pooled"] == 0 for grant in session.status(hypervisor.socket)["grants"])
+
+
+def test_notifications_are_set_while_others_map() -> None:
+    """The device's maps changed while they were gone through."""
+    with (
+        usermm.Hypervisor() as hypervisor,
+        usermm.Domain(hypervisor.socket) as grantor,
+        usermm.Domain(hypervisor.socket) as grantee,
+    ):
+        device, done = grantee.gntdev, threading.Event()
+        indices = [device.map_grant_ref([(grantor.domid, 8)]) for _ in range(200)]
+
+        def come_and_go() -> None:
+            while not done.is_set():
+                device.unmap_grant_ref(device.map_grant_ref([(grantor.domid, 8)]), 1)
+
+        with running(come_and_go, come_and_go):
+            for _ in range(ROUNDS):
+                device.set_unmap_notify(indices[-1], clear_byte=True)
+            done.set()
