@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from support.hypervisors import PAGE_BYTES, HypervisorProcess, socket_folder
+from support.hypervisors import PAGE_BYTES, HypervisorProcess, socket_folder, wait_until
 from support.processes import in_child
 from support.threads import alarm
 
@@ -22,6 +22,8 @@ from usermm.errors import DeviceError, LimitError
 from usermm.grants import pools
 from usermm.grants.gntdev import Copy
 from usermm.grants.session import status
+from usermm.hypervisor import notifications
+from usermm.hypervisor.tables import Table
 
 
 class Interrupted(Exception):  # noqa: N818 - as KeyboardInterrupt
@@ -348,3 +350,66 @@ def test_a_childs_copies_take_nothing_from_the_parent(one: usermm.Domain, two: u
     assert in_child(child) == [False, True, errno.ECHILD, errno.ECHILD]
     assert watch.read(5) == ["x"]
     watch.close()
+
+
+def test_descriptors_of_those_who_went_count_on_their_user(
+    hypervisor: usermm.Hypervisor, two: usermm.Domain
+) -> None:
+    """As long as somebody has the memory the hypervisor has it open; a user could leave, come back and take more."""
+    holding = hypervisor._server.grants.holding  # type: ignore[union-attr]
+    user = os.getuid()
+    before = holding.descriptors(user)
+    with usermm.Domain(hypervisor.socket) as one:
+        Pages(one, two)
+        allocations = [one.gntalloc.allocate(two.domid, 2) for _ in range(3)]
+        mappings = [two.gntdev.map(one.domid, pages.references) for pages in allocations]
+        assert holding.descriptors(user) >= before + 3
+    wait_until(lambda: len(status(hypervisor.socket)["grants"]) == 3, 5)
+    assert holding.descriptors(user) == before + 3
+    for mapping in mappings:
+        mapping.close()
+    two.is_isolated_from(two.domid)
+    assert holding.descriptors(user) == before
+
+
+def test_notifications_end_at_their_limit(
+    hypervisor: usermm.Hypervisor, one: usermm.Domain, two: usermm.Domain
+) -> None:
+    """All of a domain's are carried out at once when it goes; those that were, or were taken back, do not count."""
+    pages = one.gntalloc.allocate(two.domid, 8, writable=True)
+    with mock.patch.object(notifications, "MOST_NOTIFICATIONS", 8):
+        for page in range(8):
+            one.gntalloc.set_unmap_notify(pages.index + page * PAGE_BYTES, clear_byte=True)
+        others = one.gntalloc.allocate(two.domid, 2)
+        with pytest.raises(usermm.QuotaError):
+            one.gntalloc.set_unmap_notify(others.index, clear_byte=True)
+        one.gntalloc.set_unmap_notify(pages.index, clear_byte=True)
+        one.gntalloc.set_unmap_notify(pages.index)
+        one.gntalloc.set_unmap_notify(others.index, clear_byte=True)
+        pages.close()
+        for _ in range(3):
+            for _ in range(5):
+                index = two.gntdev.map_grant_ref([(one.domid, others.references[0])])
+                mapping = two.gntdev.mmap(index, 1)
+                port = two.evtchn.bind_unbound_port(one.domid)
+                two.gntdev.set_unmap_notify(index, port=port)
+                mapping.close()
+                two.evtchn.unbind(port)
+    tables = hypervisor._server.grants.holding.tables  # type: ignore[union-attr]
+    assert [tables[domain.domid].notifications for domain in (one, two)] == [1, 0]
+
+
+def test_an_heir_has_no_say_in_what_was_anothers(hypervisor: usermm.Hypervisor, one: usermm.Domain) -> None:
+    """Handles are numbers that can be guessed; a domain's holds are its own, whoever has its number later."""
+    number = one.domid + 100
+    with usermm.Domain(hypervisor.socket, domid=number) as two:
+        pages = one.gntalloc.allocate(number, 2, writable=True)
+        two.gntdev.map(one.domid, pages.references, writable=True)
+        holding = hypervisor._server.grants.holding  # type: ignore[union-attr]
+        handles = [handle for handle, (_, hold, _) in holding._holds.items() if hold.domid == number]
+        (handle,) = handles
+        extent, hold, table = holding._holds[handle]
+        assert holding.held_by(number, handle) == (extent, hold)
+        holding.tables[number], kept = Table(), table
+        assert holding.held_by(number, handle) is None
+        holding.tables[number] = kept

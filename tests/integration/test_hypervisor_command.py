@@ -22,7 +22,7 @@ import pytest
 from support.commands import TIMEOUT_S, command, environment, usermm
 from support.users import NOBODY, public_python, root_only
 
-from usermm.errors import HypervisorGoneError
+from usermm.errors import HypervisorGoneError, PermissionDeniedError
 from usermm.grants.domain import Domain
 from usermm.hypervisor.listener import Listener
 
@@ -208,6 +208,31 @@ def test_the_policy_is_reloaded_and_a_wrong_one_changes_nothing(start: Callable[
             with pytest.raises(OSError, match="domains_per_user 2"):
                 Domain(path)
             assert first.store.read("name") == b"first"
+
+
+def test_a_pool_grants_nothing_that_the_new_policy_forbids(start: Callable[..., Running], directory: Path) -> None:
+    """Single pages come from pools, for which the hypervisor is not asked; what is granted stays granted."""
+    policy, audit, path = directory / "policy.toml", directory / "audit", str(directory / "s")
+    policy.write_text("")
+    hypervisor = start("--policy", policy, "--audit", audit)
+    with Domain(path) as one, Domain(path) as other, Domain(path) as third:
+        for peer in (other, third):
+            one.gntalloc.allocate(peer.domid).close()
+        before = [one.gntalloc.allocate(peer.domid) for peer in (other, third)]
+        policy.write_text(f"[[rule]]\nuser = {os.getuid()}\nmay_grant_to = [{third.domid}]\n")
+        hypervisor.process.send_signal(signal.SIGHUP)
+        assert wait_for(audit, "policy")[0]["loaded"]
+        with pytest.raises(PermissionDeniedError, match="the policy does not let"):
+            one.gntalloc.allocate(other.domid)
+        one.gntalloc.allocate(third.domid).close()
+        with other.gntdev.map(one.domid, before[0].references) as mapping:
+            before[0].write(0, b"x")
+            assert mapping.read(0, 1) == b"x"
+        for page in before:
+            page.close()
+        one.is_isolated_from(other.domid)
+        grants = status(directory)["grants"]
+        assert [grant["grantee"] for grant in grants] == [third.domid], grants
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,9 @@ class WatchedMemory(Memory):
     def is_mapped(self) -> bool:
         """Whether any of it is still mapped where it was; exact for this thread's own calls (see Ummunotify)."""
         self._settle()
-        return not self.closed and (self._pool_mapping is None or self._pool_mapping.has(self.address))
+        start, _ = self._range()
+        pool = self._pool_mapping
+        return bool(start) and (pool is None or pool.has(start))
 
     def _settle(self) -> None:
         if self._watching is not None:
@@ -165,6 +167,7 @@ class WatchedMemory(Memory):
             if self.exports:
                 raise BufferError(f"close({len(self)} bytes): a view of it exists: release it first")
             if self._end():
+                self._pool_mapping = None  # it is not kept mapped for an object that is closed
                 self._let_go(wait=wait)
         self._tell_device(wait=wait)
 
