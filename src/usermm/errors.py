@@ -67,11 +67,13 @@ class RegistrationError(DeviceError):
 
 
 class UnavailableError(DeviceError):
-    """This kernel, user or container allows no userfaultfd (EPERM, ENOSYS); ``usermm doctor`` names the cure."""
+    """This kernel, user or container allows no userfaultfd (EPERM, ENOSYS): ``usermm doctor`` names the cure. Or there
+    is no such device of a real Xen, or it has no such call (ENOENT, EACCES, EOPNOTSUPP)."""
 
 
 class NotInstalledError(UsermmError, FileNotFoundError):
-    """A C library, header or man page of usermm is not where it is installed; the message says how to build it."""
+    """A C library, header or man page of usermm is not where it is installed, or NumPy is not; the message says how to
+    get it."""
 
 
 class WouldBlockError(DeviceError, BlockingIOError):

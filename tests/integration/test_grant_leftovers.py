@@ -404,7 +404,7 @@ def test_an_heir_has_no_say_in_what_was_anothers(hypervisor: usermm.Hypervisor, 
     number = one.domid + 100
     with usermm.Domain(hypervisor.socket, domid=number) as two:
         pages = one.gntalloc.allocate(number, 2, writable=True)
-        two.gntdev.map(one.domid, pages.references, writable=True)
+        mapping = two.gntdev.map(one.domid, pages.references, writable=True)
         holding = hypervisor._server.grants.holding  # type: ignore[union-attr]
         handles = [handle for handle, (_, hold, _) in holding._holds.items() if hold.domid == number]
         (handle,) = handles
@@ -413,3 +413,4 @@ def test_an_heir_has_no_say_in_what_was_anothers(hypervisor: usermm.Hypervisor, 
         holding.tables[number], kept = Table(), table
         assert holding.held_by(number, handle) is None
         holding.tables[number] = kept
+        mapping.close()

@@ -204,7 +204,8 @@ def test_the_policy_is_reloaded_and_a_wrong_one_changes_nothing(start: Callable[
             hypervisor.process.send_signal(signal.SIGHUP)
             refused = wait_for(audit, "policy", 2)[1]
             assert not refused["loaded"]
-            assert "(the policy stays as it was)" in hypervisor.stderr.readline()
+            said = [hypervisor.stderr.readline() for _ in range(2)]
+            assert "loaded anew" in said[0] and "(the policy stays as it was)" in said[1]
             with pytest.raises(OSError, match="domains_per_user 2"):
                 Domain(path)
             assert first.store.read("name") == b"first"
@@ -247,6 +248,8 @@ def test_a_pool_grants_nothing_that_the_new_policy_forbids(start: Callable[..., 
         (["what"], "invalid choice: 'what'"),
         (["status", "--socket", "/none"], "none listens there: start `usermm hypervisor --socket /none`"),
         (["graph", "--mode", "600"], "unrecognized arguments: --mode 600"),
+        (["--mode", "600", "graph"], "--mode is for serving: leave it out to ask"),
+        (["--policy", "/none", "status"], "--policy is for serving: leave it out to ask"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(directory: Path, arguments: list[str], reason: str) -> None:

@@ -6,7 +6,7 @@ import errno
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usermm.hypercalls.pools import BLOCK
@@ -106,6 +106,7 @@ steps = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(steps, max_size=40))
 def test_it_is_as_by_looking_at_each(script: list[tuple[str, int]]) -> None:
     with mock.patch.object(tables, "_SEQUENCE_LIMIT", 4096):  # so that numbers come round again

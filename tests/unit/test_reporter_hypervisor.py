@@ -92,11 +92,11 @@ DOMID  NAME                USER  PROCESS  GRANTS  MAPPED  PORTS        KIB  NODE
 
 domain 5 (database) has used 1,048,000 of max_memkb 1,048,576
 
-GRANTOR       GRANTEE       REFERENCES           PAGES  MODE  STATE                   MAPPED
-database (5)  web (6)       0x1100008-0x110000b      4  rw    granted                      4
-database (5)  web (6)       0x110000c                1  ro    granted, not isolated       no
-database (5)  (9, gone)     0x110000d-0x110040c   1024  ro    released, still mapped    1000
-web (6)       domain-0 (0)  0x1100009                1  ro    revoked                     no
+GRANTOR       GRANTEE       REFERENCES         PAGES  MODE  STATE                   MAPPED
+database (5)  web (6)       17825800-17825803      4  rw    granted                      4
+database (5)  web (6)       17825804               1  ro    granted, not isolated       no
+database (5)  (9, gone)     17825805-17826828   1024  ro    released, still mapped    1000
+web (6)       domain-0 (0)  17825801               1  ro    revoked                     no
 
 EVENT CHANNEL             OTHER END
 database (5) port 1  <->  web (6) port 2

@@ -31,7 +31,7 @@ def store(here: World) -> Store:
     return store
 
 
-BAD_PATHS = ["", "/a/", "//a", "a//b", "a/", "a b", "a.b", "a\n", "@a", "é", "a\0b", "/" + "x" * 3072, "x" * 2049]
+BAD_PATHS = ["/a/", "//a", "a//b", "a/", "a b", "a.b", "a\n", "@a", "é", "a\0b", "/" + "x" * 3072, "x" * 2049]
 
 
 @pytest.mark.parametrize("path", BAD_PATHS)

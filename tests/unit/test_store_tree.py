@@ -157,6 +157,15 @@ def test_the_second_of_a_name_does_not_take_it(here: World) -> None:
     assert first.read("/names/twin") == b"5"
 
 
+def test_an_empty_path_is_ones_own_home(here: World) -> None:
+    store = here.arrive(5)
+    store.write("a", b"1")
+    assert store.list("") == store.list("/local/domain/5") == ["a", "domid", "name"]
+    assert store.permissions("") == [(5, "n")]
+    with refused(errno.EBUSY):
+        store.remove("")
+
+
 def test_what_the_hypervisor_keeps_cannot_be_removed(here: World) -> None:
     control, store = here.arrive(0), here.arrive(5)
     with refused(errno.EINVAL):

@@ -22,7 +22,7 @@ class AsyncCalls:
 
     async def send_async(self, data: Any) -> None:
         """As `send`. When it is cancelled a part may have been sent."""
-        with memoryview(data) as given, given.cast("B") as view:
+        with arrays.bytes_of(data, "send_async") as given, given.cast("B") as view:
             sent = 0
             while sent < len(view):
                 rest = view[sent:]
@@ -45,7 +45,7 @@ class AsyncCalls:
 
     async def send_message_async(self, data: Any) -> int:
         """As `send_message`. When it is cancelled nothing was sent."""
-        with memoryview(data) as given:
+        with arrays.bytes_of(data, "send_message_async") as given:
             slot = await self.loan_async(given.nbytes)
             slot.fill(given)
         return slot.send()
@@ -68,6 +68,7 @@ class AsyncCalls:
     async def receive_array_async(self, *, copy: bool = False) -> np.ndarray[Any, Any]:
         """As `receive_array`."""
         self._check()
+        arrays.need_numpy("receive_array_async")
         message = await self._sleeper.until_async(self._in.messages.next, WANTS_MESSAGE, "receive_array")
         return arrays.as_array(self._in, message, copy=copy)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from usermm._core import Message, MessageSlot
 from usermm.channels.rings import MOST_DIMENSIONS, Incoming
-from usermm.errors import ArgumentError, ArgumentTypeError, protocol_broken
+from usermm.errors import ArgumentError, ArgumentTypeError, NotInstalledError, protocol_broken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,24 @@ if TYPE_CHECKING:
 _ITEM_TYPE = re.compile(rb"[<>|=](?:[biufc](?:1|2|4|8|16|32)|[mM]8(?:\[(?:[1-9][0-9]{0,5})?[a-zA-Z]{1,7}\])?)")
 
 _TOO_LONG = 1 << 63
+
+
+def need_numpy(call: str) -> None:
+    """Before a message is taken that nobody could make an array of. Raises NotInstalledError."""
+    try:
+        import numpy as np  # noqa: F401
+    except ImportError:
+        raise NotInstalledError(f"{call}: NumPy is not installed: pip install numpy") from None
+
+
+def bytes_of(data: Any, call: str) -> memoryview:
+    """Raises ArgumentTypeError."""
+    try:
+        return memoryview(data)
+    except TypeError:
+        raise ArgumentTypeError(f"{call}: pass bytes, or what has a buffer, not {type(data)!r}") from None
+
+
 BYTES = b"|u1"
 """What a message without an item type is as an array."""
 
@@ -41,6 +59,7 @@ def item_type(code: bytes) -> np.dtype[Any]:
 @functools.lru_cache(maxsize=256)
 def code_of(wanted: Any) -> tuple[bytes, int]:
     """A NumPy type as a descriptor has it, and its bytes. Raises ArgumentError for what cannot be handed over."""
+    need_numpy("loan")
     import numpy as np
 
     kind = np.dtype(wanted)
@@ -157,5 +176,6 @@ def _extent(wanted: int | tuple[int, ...], kind: Any, most: int) -> tuple[int, b
             raise ArgumentError(f"loan({shape}): at most {MOST_DIMENSIONS} dimensions, none negative or above 2**63")
         length = math.prod(shape) * item_bytes
     if length > most:
-        raise ArgumentError(f"loan({length} bytes): a slot has {most}: open the channel with a larger slot_bytes")
+        text = f"loan({length} bytes): this side's slots have {most}: give its listen() or connect() more slot_bytes"
+        raise ArgumentError(text)
     return length, code, shape

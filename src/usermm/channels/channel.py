@@ -20,7 +20,7 @@ from usermm.channels.offers import release_side
 from usermm.channels.rings import WANTS_BYTES, WANTS_MESSAGE, WANTS_ROOM, WANTS_SLOT, Geometry, Incoming, Outgoing
 from usermm.channels.waiting import Sleeper
 from usermm.errors import ArgumentError, ClosedError, DeviceError
-from usermm.grants.arguments import domain_number, unsigned
+from usermm.grants.arguments import unsigned
 from usermm.grants.files import PAGE_BYTES
 from usermm.ummunotify.arguments import deadline_s
 
@@ -78,14 +78,15 @@ class Channel(AsyncCalls):
 
     @classmethod
     def listen(
-        cls, domain: Domain, name: str, peer: int | None = None, *, slots: int = SLOTS, slot_bytes: int = SLOT_BYTES,
-        stream_bytes: int = STREAM_BYTES,
+        cls, domain: Domain, name: str, peer: int | str | None = None, *, slots: int = SLOTS,
+        slot_bytes: int = SLOT_BYTES, stream_bytes: int = STREAM_BYTES,
     ) -> Listener:
-        """Lets domain `peer`, or any, connect to `name`; the sizes are of what this side sends on each channel.
+        """Lets domain `peer`, a domid or a name, or any, connect to `name`; the sizes are of what this side sends on
+        each channel: 1 to 64 `slots` of `slot_bytes`, and a stream of `stream_bytes`, in whole pages.
 
         Raises GrantError (EEXIST): this domain listens for it already; QuotaError of the store.
         """
-        only = None if peer is None else domain_number(peer, "listen: peer")
+        only = None if peer is None else rendezvous.domid_of(domain, peer, "listen: peer")
         return Listener(domain, name, only, geometry(slots, slot_bytes, stream_bytes), cls)
 
     @classmethod
@@ -95,9 +96,10 @@ class Channel(AsyncCalls):
     ) -> Self:
         """A channel to the listener `name` of `peer`, a domid or a domain's name, once it is there and accepts.
 
-        The sizes are of what this side sends: `slots` messages of `slot_bytes` can be under way or held at a time.
-        Raises TimeoutError; PeerGoneError (ECONNREFUSED): it does not want this domain; QuotaError: the domain's
-        pages are used up: open it with `Domain(limit=...)`.
+        The sizes are of what this side sends: 1 to 64 messages (`slots`) of `slot_bytes` can be under way, or held by
+        the peer, at a time.
+        Raises TimeoutError; PeerGoneError (ECONNREFUSED): it does not want this domain, or cannot have it; QuotaError:
+        a quota of this domain's is used up (max_grant_frames, max_memkb, max_event_channels: the policy has them).
         """
         sizes = geometry(slots, slot_bytes, stream_bytes)
         return cls(domain, rendezvous.ask(domain, peer, name, sizes, deadline_s(timeout)), name, peer)
@@ -131,7 +133,7 @@ class Channel(AsyncCalls):
 
     def send(self, data: Any, timeout: float | None = None) -> None:
         """All bytes of `data`, waiting for room. On TimeoutError a part was sent: its `sent` says how many bytes."""
-        with memoryview(data) as given, given.cast("B") as view:
+        with arrays.bytes_of(data, "send") as given, given.cast("B") as view:
             sent = 0
             try:
                 self._check_peer("send")
@@ -171,24 +173,27 @@ class Channel(AsyncCalls):
 
         Waits while all slots are out: that is how a slow receiver slows the sender. Its memory has what was in it.
         """
+        return self._loan(wanted, dtype, timeout, "loan")
+
+    def _loan(self, wanted: int | tuple[int, ...], dtype: Any, timeout: float | None, call: str) -> Slot:
         sizes = arrays.extent_of(wanted, dtype, self._out.slot_bytes)
-        self._check_peer("loan")
+        self._check_peer(call)
         slot = Slot.take(self._out.messages, *sizes)
         if slot is None:
             attempt = functools.partial(Slot.take, self._out.messages, *sizes)
-            slot = self._sleeper.until(attempt, WANTS_SLOT, timeout, "loan")
+            slot = self._sleeper.until(attempt, WANTS_SLOT, timeout, call)
         return slot
 
     def send_message(self, data: Any, timeout: float | None = None) -> int:
         """A copy of `data` (bytes-like) as one message; its number, from 1."""
-        with memoryview(data) as given:
-            slot = self.loan(given.nbytes, timeout=timeout)
+        with arrays.bytes_of(data, "send_message") as given:
+            slot = self._loan(given.nbytes, None, timeout, "send_message")
             slot.fill(given)
         return slot.send()
 
     def send_array(self, array: Any, timeout: float | None = None) -> int:
         """A copy of a NumPy array as one message; its number. To send without a copy fill in a loan()."""
-        slot = self.loan(*arrays.form_of(array), timeout=timeout)
+        slot = self._loan(*arrays.form_of(array), timeout, "send_array")
         arrays.copy_into(slot, array)
         return slot.send()
 
@@ -206,9 +211,10 @@ class Channel(AsyncCalls):
 
         The slot goes back when the last view of it is gone: `del` it, or let the function return. The sender can change
         what it sent, or take the memory back, which leaves zeros. `copy`: an array of one's own, which is writable,
-        to be checked and used in peace.
+        to be checked and used in peace. NotInstalledError without NumPy.
         """
         self._check()
+        arrays.need_numpy("receive_array")
         message = self._sleeper.until(self._in.messages.next, WANTS_MESSAGE, timeout, "receive_array")
         return arrays.as_array(self._in, message, copy=copy)
 

@@ -48,11 +48,11 @@ def _check_name(what: str, name: str) -> None:
         raise ArgumentError(f"{what} {name!r:.60} must have 1 to {_MOST_LETTERS} letters, digits and -_@")
 
 
-def domid_of(domain: Domain, peer: int | str) -> int:
+def domid_of(domain: Domain, peer: int | str, what: str) -> int:
     """A domain by its number or name. Raises BadReferenceError (ENOENT), ArgumentError for what can be neither."""
     if not isinstance(peer, str):
-        return domain_number(peer, "connect: peer")
-    _check_name("connect: peer", peer)
+        return domain_number(peer, what)
+    _check_name(what, peer)
     return int(domain.store.read(f"/names/{peer}"))
 
 
@@ -151,7 +151,7 @@ def asker_of(domain: Domain, path: str) -> int | None:
 
 
 def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | None) -> Met | None:
-    """The listener's half for one request; None when it is none, or no longer one, or was refused."""
+    """The listener's half for one request; None when it is none, or no longer one. Raises Declined."""
     store = domain.store
     try:
         asker, *others = store.permissions(path)  # type: ignore[attr-defined] # Nodes has a method called list
@@ -162,7 +162,7 @@ def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | No
         return None
     if peer is not None and asker.domid != peer:
         _say(domain, path, REFUSAL + b"it listens for another domain")
-        return None
+        raise Declined(f"it was of domain {asker.domid}")
     port, shared, side = None, None, None
     try:
         offer = Offer.unpack(text[1:])
@@ -181,7 +181,11 @@ def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | No
         if side is not None:
             release_side(side)
         _say(domain, path, REFUSAL + str(error).encode(errors="replace")[:200])
-        return None
+        raise Declined(str(error)) from None
+
+
+class Declined(Exception):  # noqa: N818 - an answer
+    """What was asked for cannot be: the reason."""
 
 
 def _say(domain: Domain, path: str, text: bytes) -> None:
@@ -192,7 +196,7 @@ def _say(domain: Domain, path: str, text: bytes) -> None:
 def _wait_for_listener(domain: Domain, peer: int | str, name: str, deadline: float) -> int:
     while True:
         try:
-            domid = domid_of(domain, peer)
+            domid = domid_of(domain, peer, "connect: peer")
             if domain.store.exists(directory_of(domid, name)):
                 return domid
         except PermissionDeniedError:  # a store does not say whether what one may not read is there
@@ -202,7 +206,7 @@ def _wait_for_listener(domain: Domain, peer: int | str, name: str, deadline: flo
                 raise
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            text = f"domain {peer} does not listen for this one: call Channel.listen there"
+            text = f"domain {peer} is not there, or does not listen for this one: call Channel.listen there"
             raise _nobody(f"connect({name})", text, left_s)
         time.sleep(min(_PAUSE_S, left_s))
 

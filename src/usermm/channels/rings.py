@@ -63,7 +63,8 @@ class Geometry(NamedTuple):
     def check(self) -> None:
         """Raises ArgumentError."""
         if not 1 <= self.slots <= MOST_SLOTS or not 1 <= self.slot_pages < 1 << 20:
-            raise ArgumentError(f"channel: from 1 to {MOST_SLOTS} slots of at least a page, not {self}")
+            text = f"{self.slots} slots of {self.slot_pages * PAGE_BYTES} bytes: 1 to {MOST_SLOTS} of a page at least"
+            raise ArgumentError(f"channel: {text}")
         if self.pages > MOST_PAGES:
             text = f"channel: {self.slots} slots and the stream have {self.pages} pages: make them smaller, or fewer: "
             raise ArgumentError(f"{text}{MOST_PAGES} at most")

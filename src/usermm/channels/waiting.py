@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn, Protocol, TypeVar
 
 from usermm._core import Memory, give_way, has_hung_up, process
-from usermm.channels.rings import WAITING
+from usermm.channels.rings import WAITING, WANTS_BYTES, WANTS_MESSAGE, WANTS_ROOM, WANTS_SLOT
 from usermm.errors import ClosedError, DeviceError, ForkedError, PeerGoneError
 from usermm.ummunotify.arguments import deadline_s
 
@@ -21,6 +21,12 @@ Got = TypeVar("Got")
 
 _YIELDS, _LOOKS = 40, 50  # about 100 us: longer than a peer takes that is awake, shorter than anybody notices
 _LONGEST_WAIT_S = 1e6  # then it looks again: poll(2) takes no more
+_WAITED_FOR = {
+    WANTS_MESSAGE: "the peer has sent no message",
+    WANTS_SLOT: "all slots are out: the peer has to receive, and to let go of the arrays that it has",
+    WANTS_BYTES: "the peer has sent nothing",
+    WANTS_ROOM: "the stream is full: the peer has to receive",
+}
 _SELDOM = 31  # waits without spinning, at most, after some in vain
 _HUNG_UP = select.POLLHUP | select.POLLRDHUP | select.POLLERR | select.POLLNVAL
 
@@ -136,7 +142,7 @@ class Sleeper:
                 if left_s is None or left_s > 0:
                     self._sleep(events, left_s and min(left_s, _LONGEST_WAIT_S))  # for no time, if the peer is gone
                 elif not self.look():
-                    raise TimeoutError(errno.ETIMEDOUT, f"{call}: nothing within {timeout} s: wait longer, or give up")
+                    raise TimeoutError(errno.ETIMEDOUT, f"{call}: {_WAITED_FOR[bit]}: wait longer, or give up")
         finally:
             self._want(-bit)
 

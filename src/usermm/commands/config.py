@@ -19,6 +19,7 @@ OPTIONS = {
     "header": "the directory of the headers",
     "preload": "the library that `usermm run` puts into LD_PRELOAD",
     "pkgconfig": 'the directory of usermm.pc: PKG_CONFIG_PATH="$(usermm config --pkgconfig)"',
+    "systemd": "the directory of the hypervisor's units",
     "man": 'the directory of the man pages: man -M "$(usermm config --man)" usermm',
 }
 
@@ -50,6 +51,7 @@ def _words(name: str) -> list[str]:
         "header": installation.header_directory,
         "preload": installation.preload_library,
         "pkgconfig": installation.pkgconfig_directory,
+        "systemd": installation.systemd_directory,
         "man": installation.man_directory,
     }
     return [str(places[name]())]

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from usermm.errors import UsermmError
 from usermm.grants import session
-from usermm.grants.domain import default_socket
+from usermm.hypercalls.addresses import ENVIRONMENT, SYSTEM_SOCKET, user_socket
 from usermm.hypervisor import listener, service
 from usermm.hypervisor.audit import Audit
 from usermm.hypervisor.incarnation import Incarnation
@@ -112,7 +112,14 @@ async def _until_signal(server: Server, audit: Audit, policy: str | None) -> Non
 
 def _say_ready(server: Server) -> None:
     service.notify("READY=1")
-    print(f"usermm hypervisor: listening on {os.fsdecode(server.listener.getsockname())}", file=sys.stderr, flush=True)
+    path = os.fsdecode(server.listener.getsockname())
+    _say(f"listening on {path}")
+    if path == user_socket() and os.path.exists(SYSTEM_SOCKET):
+        _say(f"who names no socket goes to {SYSTEM_SOCKET} while one listens there: set {ENVIRONMENT}={path}")
+
+
+def _say(text: str) -> None:
+    print(f"usermm hypervisor: {text}", file=sys.stderr, flush=True)
 
 
 def _reload(server: Server, audit: Audit, path: str | None) -> None:
@@ -124,9 +131,10 @@ def _reload(server: Server, audit: Audit, path: str | None) -> None:
         server.adopt(Policy.load(path, after=server.policy))
     except PolicyError as error:
         audit.record("policy", file=path, loaded=False, reason=str(error))
-        print(f"usermm hypervisor: {error} (the policy stays as it was)", file=sys.stderr, flush=True)
+        _say(f"{error} (the policy stays as it was)")
     else:
         audit.record("policy", file=path, loaded=True)
+        _say(f"policy({path}): loaded anew")
 
 
 def _protect() -> None:
@@ -145,13 +153,13 @@ def _protect() -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    status = _ask(args.socket)
+    status = _ask(args)
     sys.stdout.write(json.dumps(status, indent=2) + "\n" if args.json else reporter.text(status))
     return 0
 
 
 def _graph(args: argparse.Namespace) -> int:
-    picture = sharing.picture(_ask(args.socket))
+    picture = sharing.picture(_ask(args))
     if args.output is None:
         sys.stdout.write(picture)
         return 0
@@ -164,5 +172,8 @@ def _graph(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(path: str | None) -> dict[str, Any]:
-    return session.status(path if path is not None else default_socket())
+def _ask(args: argparse.Namespace) -> dict[str, Any]:
+    for name in ("policy", "audit", "mode"):
+        if getattr(args, name) is not None:
+            raise UsermmError(f"--{name} is for serving: leave it out to ask")
+    return session.status(args.socket)

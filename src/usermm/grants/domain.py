@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
-from usermm.errors import ArgumentError, HypervisorGoneError, UnavailableError
+from usermm.errors import ArgumentError, ClosedError, UnavailableError
 from usermm.grants import xen
 from usermm.grants.allocated import Limit
 from usermm.grants.alone import Alone
@@ -20,24 +20,15 @@ from usermm.grants.gntdev import Gntdev, Personality
 from usermm.grants.local_evtchn import LocalEvtchn
 from usermm.grants.local_gntalloc import LocalGntalloc
 from usermm.grants.local_gntdev import LocalGntdev
-from usermm.grants.session import Session
+from usermm.grants.session import Session, connect
 from usermm.grants.store import Store
 from usermm.grants.watching import Watching
 from usermm.hypercalls import wire
-from usermm.hypercalls.addresses import ENVIRONMENT, SYSTEM_SOCKET, user_socket
+from usermm.hypercalls.addresses import ENVIRONMENT
 from usermm.hypercalls.wire import DOMID_ANY, Operation
 from usermm.uapi.xen_gntalloc import LIMIT_PAGES
 
 Device = TypeVar("Device", Gntalloc, Gntdev, Evtchn, Store)
-
-
-def default_socket() -> str:
-    """$USERMM_HYPERVISOR, else the system's hypervisor if there is one, else the user's."""
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return named
-    path = user_socket()
-    return SYSTEM_SOCKET if path is None or os.path.exists(SYSTEM_SOCKET) else path
 
 
 class Domain:
@@ -57,20 +48,20 @@ class Domain:
 
     def __init__(
         self,
-        socket: str | None = None,
+        socket: str | os.PathLike[str] | None = None,
         *,
         domid: int | None = None,
         name: str | None = None,
         backend: Literal["auto", "local", "xen"] = "auto",
         limit: int = LIMIT_PAGES,
     ) -> None:
-        """Joins the hypervisor at the path `socket`; by default $USERMM_HYPERVISOR, /run/usermm/hypervisor.sock or
-        $XDG_RUNTIME_DIR/usermm/hypervisor.sock.
+        """Joins the hypervisor at the path `socket`; by default $USERMM_HYPERVISOR, else the first that listens of
+        /run/usermm/hypervisor.sock, the system's, and $XDG_RUNTIME_DIR/usermm/hypervisor.sock, this user's own.
 
         `domid` and `name` are asked for; the policy decides. `backend` "xen" takes the devices of a real Xen, "auto"
         does so where it may open them and no socket is named; there `domid` is what this guest knows of itself
         (`xenstore-read domid`), and `Domain.domid` -1 without it, except in dom0. `limit`: pages of all gntalloc files
-        (the driver's parameter).
+        (the driver's parameter), channels not counted.
 
         Raises HypervisorGoneError (ECONNREFUSED, ENOENT) when none listens; PermissionDeniedError (EACCES) and
         QuotaError (ENOSPC) when the policy says no; GrantError (EBUSY) when somebody has that domid or name;
@@ -92,9 +83,10 @@ class Domain:
         self._alone = Alone()
         self._is_closed = False
         if self.backend == "xen":
+            xen.require()
             self.domid, self.name = _xen_domid() if domid is None else domid, name or ""
             return
-        self._session = Session(socket or default_socket())
+        self._session = connect(socket)
         try:
             self._join(domid, name or "")
         except BaseException:
@@ -212,7 +204,7 @@ class Domain:
 
     def _check_open(self, call: str) -> None:
         if self.closed:
-            raise HypervisorGoneError(errno.EBADF, f"{call}: the domain is closed: open a new one")
+            raise ClosedError(errno.EBADF, f"{call}: the domain is closed: open a new one")
 
     def _hypervisor(self, call: str) -> Session:
         self._check_open(call)
@@ -229,7 +221,7 @@ class Domain:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Domain {self.domid} {self.name!r} ({self.backend})>"
+        return f"<Domain {self.domid} {self.name!r} ({self.backend}){', closed' if self.closed else ''}>"
 
 
 def _xen_domid() -> int:

@@ -10,10 +10,19 @@ import socket
 from typing import Any
 
 from usermm._core import has_hung_up, process
-from usermm.errors import ArgumentError, DeviceError, ForkedError, HypervisorGoneError, grant_refused
+from usermm.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ClosedError,
+    DeviceError,
+    ForkedError,
+    HypervisorGoneError,
+    grant_refused,
+)
 from usermm.grants.alone import Alone
 from usermm.grants.undoing import undoing
 from usermm.hypercalls import wire
+from usermm.hypercalls.addresses import default_addresses
 from usermm.hypercalls.wire import Operation
 
 _CMSG_CLOEXEC = 0x40000000  # MSG_CMSG_CLOEXEC, recvmsg(2): no descriptor leaks into a program started meanwhile
@@ -187,12 +196,28 @@ class Session:
         if undo is not None:
             self.tell(*undo)
 
-    def _gone(self, error: OSError | None) -> HypervisorGoneError:
+    def _gone(self, error: OSError | None) -> DeviceError:
         if self.closed:
-            return HypervisorGoneError(errno.EBADF, "the domain is closed: open a new one")
+            return ClosedError(errno.EBADF, "the domain is closed: open a new one")
         why = f" ({error.strerror})" if error is not None else ""
         text = f"hypervisor({self.path}): it ended or dropped this domain{why}: open a new Domain once one is there"
         return HypervisorGoneError(errno.ECONNRESET, text)
+
+
+def connect(path: str | os.PathLike[str] | None) -> Session:
+    """To the hypervisor at `path`, or at the first default address where one listens. Raises as Session."""
+    if path is not None:
+        try:
+            return Session(os.fspath(path))
+        except TypeError:
+            raise ArgumentTypeError(f"hypervisor({path!r:.60}): pass the path of its socket") from None
+    *others, last = default_addresses()
+    for address in others:
+        try:
+            return Session(address)
+        except HypervisorGoneError:  # none listens there, or its socket outlived it
+            continue
+    return Session(last)
 
 
 def _connect(path: str) -> socket.socket:
@@ -205,7 +230,9 @@ def _connect(path: str) -> socket.socket:
     except OSError as error:
         stream.close()
         if error.errno not in _NOT_THERE:
-            raise grant_refused(error.errno or errno.EIO, f"hypervisor({path}): connect: {error.strerror}") from None
+            hint = ": its --mode, or the directory's, is for others" if error.errno == errno.EACCES else ""
+            text = f"hypervisor({path}): connect: {error.strerror}{hint}"
+            raise grant_refused(error.errno or errno.EIO, text) from None
         text = f"hypervisor({path}): none listens there: start `usermm hypervisor --socket {path}`"
         raise HypervisorGoneError(error.errno, text) from None
     except (TypeError, ValueError) as error:  # a null byte, a name that is too long for a socket
@@ -224,9 +251,9 @@ def _close_all(descriptors: list[int]) -> None:
         os.close(descriptor)
 
 
-def status(path: str) -> dict[str, Any]:
+def status(path: str | os.PathLike[str] | None) -> dict[str, Any]:
     """What the hypervisor at `path` says of itself; for those whom its policy lets read it, without being a domain."""
-    session = Session(path)
+    session = connect(path)
     try:
         answer, descriptors = session.call(Operation.STATUS)
     finally:

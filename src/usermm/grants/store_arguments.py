@@ -14,10 +14,10 @@ from usermm.hypercalls.wire import DOMID_FIRST_RESERVED
 def path_bytes(kind: Type, path: str) -> bytes:
     """What would not be a path at the other end, or end too early there, is refused here in the same way."""
     if not isinstance(path, str):
-        raise ArgumentTypeError(f"{kind.name.lower()}: path must be a str, not {type(path).__name__}")
+        raise ArgumentTypeError(f"{kind.call}: path must be a str, not {type(path).__name__}")
     if not path.isascii() or "\0" in path or len(path) > layout.LONGEST_ABSOLUTE_BYTES:
         reason = "this is no path: use letters, digits and -_@ between single slashes"
-        raise grant_refused(errno.EINVAL, f"{kind.name.lower()}({path[:64]!r}): {reason}")
+        raise grant_refused(errno.EINVAL, f"{kind.call}({path[:64]!r}): {reason}")
     return path.encode()
 
 

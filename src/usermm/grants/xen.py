@@ -24,6 +24,12 @@ def is_usable() -> bool:
     return os.access("/dev/xen/gntdev", os.R_OK | os.W_OK)
 
 
+def require() -> None:
+    """Raises UnavailableError where this process may open none of them."""
+    if not any(os.access(f"/dev/xen/{name}", os.R_OK | os.W_OK) for name in _MODULES):
+        XenFile("gntdev").close()  # says why
+
+
 class XenFile:
     """An open /dev/xen/NAME. Raises UnavailableError (ENOENT, EACCES and others) with what is missing.
 

@@ -47,6 +47,14 @@ class Type(enum.IntEnum):
     IS_DOMAIN_INTRODUCED = 17
     """DOMAIN -> `T` or `F`, and a NUL."""
 
+    @property
+    def call(self) -> str:
+        """What the method for it is called, for messages."""
+        return _METHODS.get(self.name, self.name.lower())
+
+
+_METHODS = {"DIRECTORY": "list", "RM": "remove", "GET_PERMS": "permissions", "SET_PERMS": "set_permissions"}
+
 
 TRANSACTION = struct.Struct("=I")
 """u32 number of the transaction, never 0."""

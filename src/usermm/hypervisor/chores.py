@@ -42,11 +42,11 @@ class Chores:
 
     def _work(self) -> None:
         self._is_due = False
-        until = time.perf_counter_ns() + _SLICE_NS
+        until = time.thread_time_ns() + _SLICE_NS
         while self._waiting:
             steps = self._waiting[0]
             for number, _ in enumerate(steps):
-                if number % _STEPS == 0 and time.perf_counter_ns() > until:
+                if number % _STEPS == 0 and time.thread_time_ns() > until:
                     self._is_due = True
                     self._soon(self._work)
                     return

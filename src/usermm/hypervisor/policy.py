@@ -106,6 +106,9 @@ class Policy:
         trusted = uid in self._trusted
         fixed = self._fixed(call, uid, wanted_domid, wanted_name, in_use)
         if fixed is None and not (rule.allow or trusted):
+            if any(domain.uid == uid for domain in self._rules.domains.values()):
+                text = f"{call}: every domid that the policy has for user {uid} is connected already: close one"
+                raise PolicyRefused(errno.EBUSY, text)
             raise PolicyRefused(errno.EACCES, f"{call}: the policy does not admit user {uid}: add a [[rule]] for it")
         domid = fixed.domid if fixed is not None else wanted_domid
         if domid is not None:

@@ -217,6 +217,8 @@ class _File:
                 first, last = int(bounds[1]), int(bounds[2])
             elif isinstance(item, int) and not isinstance(item, bool):
                 first = last = item
+            elif isinstance(item, str) and NAME.fullmatch(item):
+                raise PolicyError(f"policy({self._name}): {place} {key} has {item!r}: no [[domain]] has this name")
             else:
                 raise self._wrong(place, key, item, allowed)
             if not 0 <= first <= last <= LAST_DOMID:

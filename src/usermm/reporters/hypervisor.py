@@ -82,7 +82,7 @@ def _grants(grants: Sequence[Data], names: Mapping[int, str]) -> Iterator[str]:
     rows = []
     for grant in grants[:_MOST_ROWS]:
         first, count = grant["first_reference"], grant["count"]
-        references = f"{first:#x}" if count == 1 else f"{first:#x}-{first + count - 1:#x}"
+        references = f"{first}" if count == 1 else f"{first}-{first + count - 1}"
         mode = "rw" if grant["writable"] else "ro"
         pages = sum(mapping["pages"] for mapping in grant["mapped_by"])
         parties = [_name(grant["grantor"], names), _name(grant["grantee"], names)]

@@ -120,7 +120,8 @@ class ModelNodes:
         self._do(act)
 
     def _path(self, path: str) -> str:
-        return path if path.startswith("/") else f"/local/domain/{self.domain.domid}/{path}"
+        home = f"/local/domain/{self.domain.domid}"
+        return path if path.startswith("/") else f"{home}/{path}" if path else home
 
     def _do(self, act: Callable[[Step], Any]) -> Any:
         raise NotImplementedError

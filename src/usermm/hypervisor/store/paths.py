@@ -27,10 +27,15 @@ def shown(raw: bytes) -> str:
 
 
 def resolve(raw: bytes, home: str, longest_bytes: int, call: str) -> str:
-    """The absolute path that `raw` names: below `home` unless it begins with `/`. Raises Refused (EINVAL)."""
+    """The absolute path that `raw` names: below `home` unless it begins with `/`, an empty one `home` itself.
+
+    Raises Refused (EINVAL).
+    """
     if raw.startswith(b"/"):
         valid, text = _ABSOLUTE.fullmatch(raw), raw.decode("ascii", "replace")
     else:
+        if not raw:
+            return home
         valid = None if raw.startswith(b"@") or len(raw) > layout.LONGEST_RELATIVE_BYTES else _RELATIVE.fullmatch(raw)
         text = f"{home}/{raw.decode('ascii', 'replace')}"
     if len(text) > min(longest_bytes, layout.LONGEST_ABSOLUTE_BYTES):

@@ -44,7 +44,7 @@ class Request:
 
     def act(self, raw: bytes) -> Act:
         """What the request does to the path `raw`, in its transaction if it has one."""
-        parts, call = self.parts, self.kind.name.lower()
+        parts, call = self.parts, self.kind.call
         view = parts.transactions.get(self.domain, self.transaction) if self.transaction else parts.tree
         path = paths.resolve(raw, layout.home(self.domain.domid), self.domain.quotas.quota_pathmax, call)
         return Act(view, parts.presence, self.domain, call, path)
@@ -65,7 +65,7 @@ class Request:
 
     def malformed(self, why: str) -> Refused:
         """Not the layout of this type."""
-        return Refused(errno.EINVAL, f"{self.kind.name.lower()}: {why}: see docs/hypercalls.md")
+        return Refused(errno.EINVAL, f"{self.kind.call}: {why}: see docs/hypercalls.md")
 
 
 def answer(parts: Parts, domain: DomainRecord, payload: memoryview) -> bytes:
