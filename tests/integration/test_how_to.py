@@ -52,9 +52,11 @@ def test_write_your_own_cache() -> None:
     calls.unmap(start, 8192)
 
 
-@pytest.mark.parametrize("page", ["share-pages", "share-arrays"])
+@pytest.mark.parametrize(
+    "page", ["how-to/share-pages", "how-to/share-arrays", "grants", "channels", "event-channels", "store"]
+)
 def test_sharing(page: str, tmp_path: Path) -> None:
-    text, output = program(HOW_TO / f"{page}.md")
+    text, output = program(ROOT / "docs" / f"{page}.md")
     assert run_quietly(text, tmp_path) == output
 
 

@@ -10,7 +10,10 @@ from support.processes import TESTS
 TEXT = (TESTS.parent / "docs" / "isolation.md").read_text(encoding="utf-8")
 FILES = [*TESTS.glob("integration/test_isolation_*.py"), TESTS / "stress" / "test_hypervisor_fuzz.py"]
 # Of these the table names some.
-OTHERS = [TESTS / "unit" / "test_channel_rings.py", TESTS / "integration" / "test_channel_hostile.py"]
+OTHERS = [
+    *(TESTS / "unit" / f"{name}.py" for name in ("test_channel_rings", "test_chores", "test_reference_tables")),
+    *(TESTS / "integration" / f"{name}.py" for name in ("test_channel_hostile", "test_grant_leftovers")),
+]
 # They say something about a protection or about the words, not about an attack of their own.
 NOT_ATTACKS = re.compile(r"test_(without_|what_\w+_worth|different_users_are_said|a_mistake_in_a_handler)")
 
