@@ -140,7 +140,8 @@ PyObject *um_memory_write(PyObject *self, PyObject *const *args, Py_ssize_t coun
             um_memory_argument_error(self, false, "write(%zu): %zu bytes do not fit in %zu", offset, length,
                                      memory->length);
         else if (result)
-            um_memory_error(self, result, "write", "a page of it is gone: somebody unmapped it, or its file is shorter");
+            um_memory_error(self, result, "write",
+                            "a page of it is gone: somebody unmapped it, or its file is shorter");
         else
             answer = Py_NewRef(Py_None);
     }
