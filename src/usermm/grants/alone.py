@@ -12,6 +12,7 @@ import errno
 import threading
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from typing import TypeVar
 
 from usermm.errors import grant_refused
@@ -35,12 +36,14 @@ class Alone:
         GrantError (EDEADLK) in the name of `call`: this thread is inside, and a signal handler or a finalizer asks for
         more; or it is an embedded hypervisor's.
         """
-        self.check(call)
+        if serving.threads and serving.is_here():
+            self.check(call)
         try:
             with self._lock:
-                self.check(call)
+                if self._inside:  # so by this thread
+                    self.check(call)
                 try:
-                    self._inside = threading.get_ident()
+                    self._inside = get_ident()
                     return function()
                 finally:
                     self._inside = 0
@@ -51,7 +54,7 @@ class Alone:
     @property
     def refuses(self) -> bool:
         """Whether this thread is inside, or a hypervisor's."""
-        return self._inside == threading.get_ident() or serving.is_here()
+        return self._inside == get_ident() or (bool(serving.threads) and serving.is_here())
 
     def check(self, call: str) -> None:
         """Raises as run() does."""
@@ -71,26 +74,32 @@ class Alone:
 
         With `wait` now, unless it is this thread that is inside.
         """
-        self._unfinished.append(function)
-        if wait and not serving.is_here():
-            with self._lock:
-                self._carry_out()
-        self._settle()
+        if not wait or self._inside == get_ident() or (serving.threads and serving.is_here()):
+            self._unfinished.append(function)
+            self._settle()
+            return
+        with self._lock:
+            self._settle()
+            try:
+                self._inside = get_ident()
+                function()
+            finally:
+                self._inside = 0
+        if self._unfinished:
+            self._settle()
 
     def _settle(self) -> None:
         while self._unfinished and self._lock.acquire(blocking=False):  # else its owner does this when it leaves
             try:
-                if self._inside:
+                if self._inside:  # then it is this thread, which will
                     return
                 self._carry_out()
             finally:
                 self._lock.release()
 
     def _carry_out(self) -> None:
-        if self._inside:
-            return
         try:
-            self._inside = threading.get_ident()
+            self._inside = get_ident()
             while self._unfinished:
                 self._unfinished.popleft()()
         finally:

@@ -50,8 +50,11 @@ class GntallocFile(DeviceFile, Protocol):
     def dealloc_gref(self, index: int, count: int) -> None:
         """DEALLOC_GREF."""
 
-    def forget(self, index: int, count: int, *, wait: bool) -> None:
-        """DEALLOC_GREF of what is not deallocated yet. Never fails; without `wait` it waits for no other thread."""
+    def forget(self, index: int, count: int, parts: Any, *, wait: bool) -> None:
+        """DEALLOC_GREF of what is not deallocated yet, `parts` of which (a local device's) are unmapped just now.
+
+        Never fails; without `wait` it waits for no other thread.
+        """
 
 
 class GntdevFile(DeviceFile, Protocol):

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
 from usermm._core import Memory
-from usermm.errors import grant_refused
+from usermm.errors import ArgumentError, BadReferenceError, grant_refused
 from usermm.grants.alone import Alone
 from usermm.grants.arguments import unsigned
 from usermm.grants.device import Device
@@ -36,10 +36,16 @@ class Allocation(GrantedPages):
 
     def _close(self, *, wait: bool) -> None:
         device, file = self._device, self._file
-        if not wait or device is None or file is None or file.is_inherited or device._alone.refuses:
+        try:
             super()._close(wait=wait)
-        else:  # not while its pages are taken back, which has a view of them
+        except BufferError:  # of somebody's view, or of revoke(), which has one for a moment: then it is waited for
+            if not wait or device is None or file is None or file.is_inherited or device._alone.refuses:
+                raise
             device._alone.run("close", lambda: super(Allocation, self)._close(wait=True))
+
+    def _let_go(self, *, wait: bool) -> None:
+        if not wait or self._device is None:  # else it is close(), which has the device forget all of it at once
+            super()._let_go(wait=wait)
 
     def revoke(self) -> None:
         """Takes all pages back, whoever maps them; this domain keeps what is in them at the same address.
@@ -131,14 +137,20 @@ class Gntalloc(Device[GntallocFile]):
     def _take_back_live(self, file: LocalGntalloc, allocation: Allocation, page: int, pages: int) -> None:
         live = [number for number in allocation.references[page : page + pages] if number in self._allocations]
         for run in _consecutive(live):
-            file.revoke(run[0], len(run), allocation, run[0] - allocation.references[0])
+            try:
+                file.revoke(run[0], len(run), allocation, run[0] - allocation.references[0])
+            except (ArgumentError, BadReferenceError):
+                if allocation.closed:  # by another thread meanwhile: nobody has more of it than it had
+                    return
+                raise
             for number in run:
                 self._allocations.pop(number, None)
 
     def _forget(self, allocation: Allocation, *, wait: bool) -> None:
         for number in allocation.references:
             self._allocations.pop(number, None)
-        self._file.forget(allocation.index, len(allocation.references), wait=wait)
+        parts = allocation._parts if wait else ()
+        self._file.forget(allocation.index, len(allocation.references), parts, wait=wait)
 
 
 def _consecutive(numbers: Iterable[int]) -> Iterator[list[int]]:

@@ -104,7 +104,7 @@ class LocalGntalloc(LocalFile):
         `memory` maps them here, from its page `page` on: it keeps the content. Raises BadReferenceError.
         """
         self._check_usable("revoke")
-        self._session.check()
+        self._session.check_free("revoke")
         memory.keep(page * PAGE_BYTES, count * PAGE_BYTES)
         self._session.call(Operation.REVOKE, layouts.RANGE.pack(reference, count, 0))
         for allocated, _, _ in memory._parts:
@@ -128,12 +128,13 @@ class LocalGntalloc(LocalFile):
         if not self.is_inherited:
             self._alone.finish(lambda: self._drop_all(parts), wait=wait)
 
-    def forget(self, index: int, count: int, *, wait: bool) -> None:
-        """DEALLOC_GREF of what is not deallocated yet. As let_go."""
+    def forget(self, index: int, count: int, parts: Parts, *, wait: bool) -> None:
+        """DEALLOC_GREF of what is not deallocated yet, and let_go of `parts`. As that."""
         if not self.is_inherited:
-            self._alone.finish(lambda: self._forget(index, count), wait=wait)
+            self._alone.finish(lambda: self._forget(index, count, parts), wait=wait)
 
-    def _forget(self, index: int, count: int) -> None:
+    def _forget(self, index: int, count: int, parts: Parts) -> None:
+        self._drop_all(parts)
         with contextlib.suppress(BadReferenceError, ClosedError):  # it was deallocated before
             self._dealloc(index, count)
 
@@ -285,6 +286,11 @@ class LocalGntalloc(LocalFile):
     def _drop(self, allocated: Allocated, page: int, pages: int) -> None:
         """One user less of each; pages without any are no longer granted."""
         users = allocated.users
+        if allocated.count == 1:
+            users[0] -= 1
+            if not users[0]:
+                self._release(allocated, 0, 1)
+            return
         first = None
         for at in range(page, page + pages):
             users[at] -= 1

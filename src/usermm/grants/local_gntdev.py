@@ -109,6 +109,7 @@ class LocalGntdev(LocalFile):
         if found is None or offset % PAGE_BYTES or pages != found.count:
             text = f"mmap({length} bytes at {offset:#x}): no MAP_GRANT_REF gave this index with {pages} pages"
             raise grant_refused(errno.EINVAL, f"gntdev: {text}: map all of one")
+        self._alone.run("mmap", lambda: self._spend(found, writable))
         return self._map(found, writable, kind)
 
     def map(
@@ -116,6 +117,7 @@ class LocalGntdev(LocalFile):
     ) -> tuple[MappedGrants, int]:
         """MAP_GRANT_REF and mmap. Errors of both."""
         found = self._add(references)
+        found.is_spent, found.writable = True, writable  # nobody has its index yet
         try:
             return self._map(found, writable, kind), found.index
         except BaseException:
@@ -123,7 +125,6 @@ class LocalGntdev(LocalFile):
             raise
 
     def _map(self, found: _Map, writable: bool, kind: type[MappedGrants]) -> MappedGrants:
-        self._alone.run("mmap", lambda: self._spend(found, writable))
         try:
             memory = self._foreign.map(found.references, writable=writable, kind=kind)
         except Refusal as refusal:

@@ -44,7 +44,7 @@ class PackedGntalloc:
         self.ioctl(xen_gntalloc.DEALLOC_GREF, bytearray(xen_gntalloc.DEALLOC.pack(index, count)))
 
 
-    def forget(self: GntallocFile, index: int, count: int, *, wait: bool) -> None:  # noqa: ARG002 - nobody is waited for
+    def forget(self: GntallocFile, index: int, count: int, parts: Any, *, wait: bool) -> None:  # noqa: ARG002 - none
         """DEALLOC_GREF of what is not deallocated yet. Never fails."""
         with contextlib.suppress(DeviceError):  # the file was closed, which deallocates
             self.dealloc_gref(index, count)

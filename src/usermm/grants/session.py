@@ -81,14 +81,17 @@ class Session:
         return self._alone.run(operation.name.lower(), lambda: self._exchange(operation, payload))
 
     def check(self) -> None:
-        """What needs no request fails as one would: HypervisorGoneError once it ended, ForkedError in a child,
-        GrantError (EDEADLK) within a call of this thread."""
+        """What needs no request fails as one would: HypervisorGoneError once it ended, ForkedError in a child."""
         if process() != self._owner:
             raise ForkedError(errno.ECHILD, "the domain is the parent's: open one in this child")
-        self._alone.check("the domain")
         descriptor = self._stream.fileno()
         if descriptor < 0 or has_hung_up(descriptor):
             raise self._gone(None)
+
+    def check_free(self, call: str) -> None:
+        """Before what only a request can complete. As check(); GrantError (EDEADLK) where none can be made now."""
+        self._alone.check(call)
+        self.check()
 
     def tell(self, operation: Operation, payload: bytes) -> None:
         """Sends a request that has no reply. Never waits and never fails: finalizers call it.

@@ -5,19 +5,19 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-_threads: Final[set[int]] = set()
+threads: Final[set[int]] = set()
 
 
 def begin() -> None:
     """This thread serves from here on."""
-    _threads.add(threading.get_ident())
+    threads.add(threading.get_ident())
 
 
 def end() -> None:
     """No longer."""
-    _threads.discard(threading.get_ident())
+    threads.discard(threading.get_ident())
 
 
 def is_here() -> bool:
     """Whether this thread serves. The garbage collector runs anybody's finalizers in it."""
-    return bool(_threads) and threading.get_ident() in _threads
+    return threading.get_ident() in threads
