@@ -33,7 +33,7 @@ endif
 stress: $(VENV)/.built
 	$(MAKE) -s -C libusermm faults
 	$(MAKE) -s -C libusermm stress
-	USERMM_STRESS=1 $(BIN)/pytest -q -m "stress or not stress" tests/property tests/stress
+	USERMM_STRESS=1 $(BIN)/pytest -q tests/property tests/stress
 
 models:
 	$(MAKE) -C docs/models
