@@ -13,7 +13,7 @@ VIEWERS, FRAMES, SHAPE = 3, 50, (120, 160)
 def look(socket: str, number: int) -> None:
     """One viewer, in a process of its own."""
     with usermm.Domain(socket) as domain, Channel.connect(domain, "camera", f"viewer-{number}", 20) as channel:
-        total = sum(int(channel.receive_array(20)[0, 0]) for _ in range(FRAMES))
+        total = sum(int(channel.receive_array(timeout=20)[0, 0]) for _ in range(FRAMES))
         channel.send(str(total).encode())
 
 
@@ -29,7 +29,7 @@ def film(socket: str) -> None:
                     slot.array[...] = number
                     slot.send()
         for number, channel in enumerate(channels):
-            print(f"viewer {number} saw {FRAMES} frames, sum {channel.receive(20, 20).decode()}", flush=True)
+            print(f"viewer {number} saw {FRAMES} frames, sum {channel.receive(20, timeout=20).decode()}", flush=True)
             channel.close()
         for listener in listeners:
             listener.close()

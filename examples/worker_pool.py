@@ -23,7 +23,7 @@ def work(socket: str, number: int) -> None:
     ):
         try:
             while True:
-                matrix = channel.receive_array(20)
+                matrix = channel.receive_array(timeout=20)
                 with channel.loan(matrix.shape, matrix.dtype, timeout=20) as slot:
                     np.matmul(matrix, matrix, out=slot.array)
                     del matrix
@@ -61,11 +61,11 @@ def main() -> None:
             number = task % WORKERS
             while True:
                 try:
-                    channels[number].send_array(matrix_of(task), 20)
+                    channels[number].send_array(matrix_of(task), timeout=20)
                     if task == DEADLY and not killed:
                         os.kill(children[number], signal.SIGKILL)
                         killed += 1
-                    square = channels[number].receive_array(20)
+                    square = channels[number].receive_array(timeout=20)
                     break
                 except usermm.PeerGoneError:
                     print(f"task {task}: worker {number} is gone; another one does it again")

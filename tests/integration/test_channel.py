@@ -73,14 +73,14 @@ def test_random_data_arrives_intact(hypervisor: usermm.Hypervisor) -> None:
 
     def produce(channel: Channel) -> None:
         for _ in range(total >> 20):
-            channel.send(block, WAIT_S)
-        channel.receive(1, WAIT_S)
+            channel.send(block, timeout=WAIT_S)
+        channel.receive(1, timeout=WAIT_S)
 
     domain, channel, peer = meet(hypervisor, produce)
     with domain, channel:
         seen, wanted, left = hashlib.sha256(), hashlib.sha256(), total
         while left:
-            data = channel.receive(min(left, 1 << 20), WAIT_S)
+            data = channel.receive(min(left, 1 << 20), timeout=WAIT_S)
             seen.update(data)
             left -= len(data)
         channel.send(b"!")
@@ -93,15 +93,15 @@ def test_random_data_arrives_intact(hypervisor: usermm.Hypervisor) -> None:
 def test_arrays_there_and_back(hypervisor: usermm.Hypervisor) -> None:
     def add_one(channel: Channel) -> None:
         for _ in range(300):
-            channel.send_array(channel.receive_array(WAIT_S) + 1, WAIT_S)
-        channel.receive_message(WAIT_S)
+            channel.send_array(channel.receive_array(timeout=WAIT_S) + 1, timeout=WAIT_S)
+        channel.receive_message(timeout=WAIT_S)
 
     domain, channel, peer = meet(hypervisor, add_one)
     with domain, channel:
         for number in range(300):
             sent = np.arange(number % 50 * 3, dtype=(np.float64, np.int16)[number % 2]).reshape(-1, 3)
             channel.send_array(sent)
-            got = channel.receive_array(WAIT_S)
+            got = channel.receive_array(timeout=WAIT_S)
             assert not got.flags.writeable
             assert got.dtype == sent.dtype
             assert np.array_equal(got, sent + 1)
@@ -113,23 +113,23 @@ def test_arrays_there_and_back(hypervisor: usermm.Hypervisor) -> None:
 def test_a_slow_receiver_slows_and_views_hold_their_slots(hypervisor: usermm.Hypervisor) -> None:
     def produce(channel: Channel) -> None:
         for number in range(5):
-            channel.send_array(np.full(4, number), WAIT_S)
+            channel.send_array(np.full(4, number), timeout=WAIT_S)
         with pytest.raises(PeerGoneError):
-            channel.receive(1, WAIT_S)
+            channel.receive(1, timeout=WAIT_S)
 
     domain, channel, peer = meet(hypervisor, produce, slots=2)
     with domain, channel:
-        first, second = channel.receive_array(WAIT_S), channel.receive_array(WAIT_S)
+        first, second = channel.receive_array(timeout=WAIT_S), channel.receive_array(timeout=WAIT_S)
         with pytest.raises(TimeoutError):
-            channel.receive_array(0.05)
+            channel.receive_array(timeout=0.05)
         part = first[1:]
         del first
         with pytest.raises(TimeoutError):
-            channel.receive_array(0.05)
+            channel.receive_array(timeout=0.05)
         del part
-        assert channel.receive_array(WAIT_S)[0] == 2
+        assert channel.receive_array(timeout=WAIT_S)[0] == 2
         assert second[0] == 1
-        assert [int(channel.receive_array(WAIT_S)[0]) for _ in range(2)] == [3, 4]
+        assert [int(channel.receive_array(timeout=WAIT_S)[0]) for _ in range(2)] == [3, 4]
         channel.close()
         assert second[0] == 1, "views outlive the channel"
         peer.end()
@@ -137,7 +137,7 @@ def test_a_slow_receiver_slows_and_views_hold_their_slots(hypervisor: usermm.Hyp
 
 def fill(channel: Channel) -> None:
     while True:
-        channel.send(bytes(PAGE), WAIT_S)
+        channel.send(bytes(PAGE), timeout=WAIT_S)
 
 
 def take_all(channel: Channel) -> None:
@@ -146,10 +146,10 @@ def take_all(channel: Channel) -> None:
 
 
 CALLS: list[Callable[[Channel], object]] = [
-    lambda channel: channel.receive(1, WAIT_S),
-    lambda channel: channel.receive_exactly(9, WAIT_S),
-    lambda channel: channel.receive_message(WAIT_S),
-    lambda channel: channel.receive_array(WAIT_S),
+    lambda channel: channel.receive(1, timeout=WAIT_S),
+    lambda channel: channel.receive_exactly(9, timeout=WAIT_S),
+    lambda channel: channel.receive_message(timeout=WAIT_S),
+    lambda channel: channel.receive_array(timeout=WAIT_S),
     fill,
     take_all,
     lambda channel: asyncio.run(channel.receive_async()),
@@ -183,10 +183,10 @@ def test_what_was_sent_before_the_end_is_received(hypervisor: usermm.Hypervisor)
     domain, channel, peer = meet(hypervisor, last_words)
     with domain, channel:
         peer.end()
-        assert channel.receive(10, WAIT_S) == b"last"
-        assert channel.receive_message(WAIT_S) == b"m"
+        assert channel.receive(10, timeout=WAIT_S) == b"last"
+        assert channel.receive_message(timeout=WAIT_S) == b"m"
         with pytest.raises(PeerGoneError):
-            channel.receive(1, WAIT_S)
+            channel.receive(1, timeout=WAIT_S)
 
 
 def test_reconnection_says_what_was_lost(hypervisor: usermm.Hypervisor) -> None:
@@ -204,15 +204,15 @@ def test_reconnection_says_what_was_lost(hypervisor: usermm.Hypervisor) -> None:
         channel.send(b"12345")
         while not accepted:
             time.sleep(0.01)
-        held = accepted[0].receive_array(WAIT_S)
+        held = accepted[0].receive_array(timeout=WAIT_S)
         accepted[0].close()
         lost = channel.reconnect(WAIT_S)
         assert (lost.not_taken, lost.not_returned, lost.stream_bytes) == (2, 1, 5)
         acceptor.join()
         channel.send(b"new")
-        assert accepted[1].receive(9, WAIT_S) == b"new"
+        assert accepted[1].receive(9, timeout=WAIT_S) == b"new"
         with pytest.raises(TimeoutError):
-            accepted[1].receive_message(0)
+            accepted[1].receive_message(timeout=0)
         assert bytes(held) == b"work"
         del held
         channel.close()

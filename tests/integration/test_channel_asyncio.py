@@ -75,7 +75,7 @@ def test_who_is_cancelled_takes_nothing(ends: tuple[usermm.Channel, usermm.Chann
                 await cancelled(there.receive_async(), lambda data=data: here.send(data))
                 assert await there.receive_async() == data
         with pytest.raises(TimeoutError):
-            there.receive_message(0)
+            there.receive_message(timeout=0)
 
     asyncio.run(all_of_them())
 

@@ -48,7 +48,7 @@ def test_last_words(ends: tuple[usermm.Channel, usermm.Channel], when: int, monk
     attempt = speaking(here, there, when)
     assert here._sleeper.until(attempt, WANTS_MESSAGE, WAIT_S, "receive_message") == b"last"
     with pytest.raises(PeerGoneError):
-        here.receive_message(WAIT_S)
+        here.receive_message(timeout=WAIT_S)
 
 
 def test_last_words_under_asyncio(ends: tuple[usermm.Channel, usermm.Channel]) -> None:
@@ -56,7 +56,7 @@ def test_last_words_under_asyncio(ends: tuple[usermm.Channel, usermm.Channel]) -
     waits = here._sleeper.until_async(speaking(here, there, 1), WANTS_MESSAGE, "receive_message")
     assert asyncio.run(asyncio.wait_for(waits, WAIT_S)) == b"last"
     with pytest.raises(PeerGoneError):
-        here.receive_message(WAIT_S)
+        here.receive_message(timeout=WAIT_S)
 
 
 def test_a_loan_outlives_its_channel_and_cannot_be_sent(ends: tuple[usermm.Channel, usermm.Channel]) -> None:

@@ -205,7 +205,7 @@ def test_a_finalizer_of_somebodys_in_the_hypervisors_thread(one: usermm.Domain, 
     finally:
         serving.end()
     with pytest.raises(usermm.PeerGoneError):
-        there.receive(1, WAIT_S)
+        there.receive(1, timeout=WAIT_S)
     there.close()
     assert two.is_isolated_from(one.domid) is False
 

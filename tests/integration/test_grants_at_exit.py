@@ -29,7 +29,7 @@ _PROGRAM = """
     connector.join()
     loan = ends[1].loan(100)
     ends[1].send_message(b"kept")
-    kept = ends[0].receive_array(20)
+    kept = ends[0].receive_array(timeout=20)
     ctypes.CDLL(None).munmap(ctypes.c_void_p(pages.address), 4096)
     WHERE
 """

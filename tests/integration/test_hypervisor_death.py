@@ -101,9 +101,9 @@ def test_channels_go_on(path: Path) -> None:
                 hypervisor.kill()
                 for number in range(100):
                     here.send_message(b"%d" % number)
-                    assert there.receive_message(PATIENCE_S) == b"%d" % number
+                    assert there.receive_message(timeout=PATIENCE_S) == b"%d" % number
                     there.send(b"stream")
-                    assert here.receive_exactly(6, PATIENCE_S) == b"stream"
+                    assert here.receive_exactly(6, timeout=PATIENCE_S) == b"stream"
 
 
 def test_every_control_call_says_so_at_once(path: Path) -> None:

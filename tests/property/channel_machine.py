@@ -68,13 +68,14 @@ class ChannelMachine(RuleBasedStateMachine):
     def send_message(self, pick: int, seed: int, length: int) -> None:
         channel, _, _, _ = self.at(pick)
         data = noise(seed, length)
-        self.send_it(pick, Message(data), lambda: channel.send_message(data, 0))
+        self.send_it(pick, Message(data), lambda: channel.send_message(data, timeout=0))
 
     @rule(pick=picks, seed=seeds, shape=shapes, kind=types)
     def send_array(self, pick: int, seed: int, shape: tuple[int, ...], kind: str) -> None:
         channel, _, _, _ = self.at(pick)
         array = array_of(seed, shape, kind)
-        self.send_it(pick, Message(array.tobytes(), array.dtype.str, shape), lambda: channel.send_array(array, 0))
+        message = Message(array.tobytes(), array.dtype.str, shape)
+        self.send_it(pick, message, lambda: channel.send_array(array, timeout=0))
 
     @rule(pick=picks, seed=seeds, shape=shapes, kind=types)
     def borrow(self, pick: int, seed: int, shape: tuple[int, ...], kind: str) -> None:
@@ -110,14 +111,14 @@ class ChannelMachine(RuleBasedStateMachine):
     def receive(self, pick: int, how: str) -> None:
         channel, _, _, flow = self.at(pick)
         if not flow.queue or channel.closed:
-            assert self.refused(pick, False, lambda: channel.receive_message(0))
-            assert self.refused(pick, False, lambda: channel.receive_array(0))
+            assert self.refused(pick, False, lambda: channel.receive_message(timeout=0))
+            assert self.refused(pick, False, lambda: channel.receive_array(timeout=0))
             return
         message = flow.queue.popleft()
         if how == "message":
-            assert channel.receive_message(0) == message.data
+            assert channel.receive_message(timeout=0) == message.data
             return
-        message.array = channel.receive_array(0, copy=how == "copy")
+        message.array = channel.receive_array(timeout=0, copy=how == "copy")
         message.check(writeable=how == "copy")
         if how == "view":
             flow.held.append(message)
@@ -154,24 +155,24 @@ class ChannelMachine(RuleBasedStateMachine):
         channel, other, flow, _ = self.at(pick)
         data = noise(seed, length)
         if channel.closed or other.closed:
-            assert self.refused(pick, False, lambda: channel.send(data, 0))
+            assert self.refused(pick, False, lambda: channel.send(data, timeout=0))
             return
         room = flow.room
         flow.stream += data[:room]
         if length <= room:
-            channel.send(data, 0)
+            channel.send(data, timeout=0)
             return
         with pytest.raises(TimeoutError) as refusal:
-            channel.send(data, 0)
+            channel.send(data, timeout=0)
         assert refusal.value.sent == room  # type: ignore[attr-defined]
 
     @rule(pick=picks, most=st.integers(1, 2 * STREAM_BYTES))
     def receive_some(self, pick: int, most: int) -> None:
         channel, _, _, flow = self.at(pick)
         if not flow.stream or channel.closed:
-            assert self.refused(pick, False, lambda: channel.receive(most, 0))
+            assert self.refused(pick, False, lambda: channel.receive(most, timeout=0))
             return
-        assert channel.receive(most, 0) == flow.stream[:most]
+        assert channel.receive(most, timeout=0) == flow.stream[:most]
         del flow.stream[:most]
 
     # Ends

@@ -89,11 +89,11 @@ def pour(channel: usermm.Channel, seed: int, total: int) -> None:
     """Random bytes, no block as the one before: half by the stream, half as messages."""
     chance = random.Random(seed)
     for _ in range(total // BLOCK):
-        channel.send(chance.randbytes(BLOCK // 2), WAIT_S)
+        channel.send(chance.randbytes(BLOCK // 2), timeout=WAIT_S)
         with channel.loan(BLOCK // 2, timeout=WAIT_S) as slot:
             slot.view[:] = chance.randbytes(BLOCK // 2)
             slot.send()
-    channel.receive_message(WAIT_S)
+    channel.receive_message(timeout=WAIT_S)
 
 
 def source(socket: str, total: int) -> int:
@@ -118,8 +118,8 @@ def digests(channel: usermm.Channel, seed: int, total: int) -> tuple[bytes, byte
     """Of what comes and of what should."""
     chance, seen, wanted = random.Random(seed), hashlib.sha256(), hashlib.sha256()
     for _ in range(total // BLOCK):
-        seen.update(channel.receive_exactly(BLOCK // 2, WAIT_S))
-        seen.update(channel.receive_array(WAIT_S))
+        seen.update(channel.receive_exactly(BLOCK // 2, timeout=WAIT_S))
+        seen.update(channel.receive_array(timeout=WAIT_S))
         wanted.update(chance.randbytes(BLOCK // 2))
         wanted.update(chance.randbytes(BLOCK // 2))
     return seen.digest(), wanted.digest()

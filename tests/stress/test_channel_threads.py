@@ -40,18 +40,19 @@ class Round:
     def send(self) -> None:
         kind = self.chance.randrange(4)
         if kind == 0:
-            self.here.send_message(bytes(self.chance.randrange(2000)), WAIT_S)
+            self.here.send_message(bytes(self.chance.randrange(2000)), timeout=WAIT_S)
         elif kind == 1:
-            self.here.send_array(np.ones(self.chance.randrange(500), self.chance.choice(["<i4", ">f8", "?"])), WAIT_S)
+            array = np.ones(self.chance.randrange(500), self.chance.choice(["<i4", ">f8", "?"]))
+            self.here.send_array(array, timeout=WAIT_S)
         elif kind == 2:
-            self.here.send(bytes(self.chance.randrange(1, 9000)), WAIT_S)
+            self.here.send(bytes(self.chance.randrange(1, 9000)), timeout=WAIT_S)
         else:
             self.loans[:] = [*self.loans[-1:], self.here.loan((3, 4), "f4", timeout=WAIT_S)]
             if self.chance.random() < 0.5:
                 self.loans.pop().send()
 
     def receive(self) -> None:
-        array = self.there.receive_array(WAIT_S)
+        array = self.there.receive_array(timeout=WAIT_S)
         if self.chance.random() < 0.5:
             self.views.append(array[::2])
         elif self.views:
@@ -60,7 +61,7 @@ class Round:
             self.views.clear()
 
     def receive_bytes(self) -> None:
-        self.there.receive(5000, WAIT_S)
+        self.there.receive(5000, timeout=WAIT_S)
 
     def run(self, call: Callable[[], None]) -> None:
         try:

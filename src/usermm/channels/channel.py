@@ -131,7 +131,7 @@ class Channel(AsyncCalls):
 
     # The stream
 
-    def send(self, data: Any, timeout: float | None = None) -> None:
+    def send(self, data: Any, *, timeout: float | None = None) -> None:
         """All bytes of `data`, waiting for room. On TimeoutError a part was sent: its `sent` says how many bytes."""
         with arrays.bytes_of(data, "send") as given, given.cast("B") as view:
             sent = 0
@@ -146,20 +146,20 @@ class Channel(AsyncCalls):
                 error.sent = sent  # type: ignore[attr-defined]
                 raise
 
-    def receive(self, most: int = 65536, timeout: float | None = None) -> bytes:
+    def receive(self, most: int = 65536, *, timeout: float | None = None) -> bytes:
         """Between 1 and `most` bytes of the stream, as soon as there are some."""
         if most < 1:
             raise ArgumentError(f"receive({most}): ask for one byte at least")
         self._check()
         return self._sleeper.until(lambda: self._in.take(most) or None, WANTS_BYTES, timeout, "receive")
 
-    def receive_exactly(self, count: int, timeout: float | None = None) -> bytes:
+    def receive_exactly(self, count: int, *, timeout: float | None = None) -> bytes:
         """`count` bytes of the stream. On an error those that came are lost: its `received` has them."""
         parts, missing, deadline = [], count, deadline_s(timeout)
         try:
             while missing:
                 left_s = None if timeout is None else max(0.0, deadline - time.monotonic())
-                parts.append(self.receive(missing, left_s))
+                parts.append(self.receive(missing, timeout=left_s))
                 missing -= len(parts[-1])
         except OSError as error:
             error.received = b"".join(parts)  # type: ignore[attr-defined]
@@ -184,20 +184,20 @@ class Channel(AsyncCalls):
             slot = self._sleeper.until(attempt, WANTS_SLOT, timeout, call)
         return slot
 
-    def send_message(self, data: Any, timeout: float | None = None) -> int:
+    def send_message(self, data: Any, *, timeout: float | None = None) -> int:
         """A copy of `data` (bytes-like) as one message; its number, from 1."""
         with arrays.bytes_of(data, "send_message") as given:
             slot = self._loan(given.nbytes, None, timeout, "send_message")
             slot.fill(given)
         return slot.send()
 
-    def send_array(self, array: Any, timeout: float | None = None) -> int:
+    def send_array(self, array: Any, *, timeout: float | None = None) -> int:
         """A copy of a NumPy array as one message; its number. To send without a copy fill in a loan()."""
         slot = self._loan(*arrays.form_of(array), timeout, "send_array")
         arrays.copy_into(slot, array)
         return slot.send()
 
-    def receive_message(self, timeout: float | None = None) -> bytes:
+    def receive_message(self, *, timeout: float | None = None) -> bytes:
         """A copy of the next message; its slot goes back at once."""
         self._check()
         message = self._sleeper.until(self._in.messages.next, WANTS_MESSAGE, timeout, "receive_message")
@@ -206,7 +206,7 @@ class Channel(AsyncCalls):
         finally:
             message.release()
 
-    def receive_array(self, timeout: float | None = None, *, copy: bool = False) -> np.ndarray[Any, Any]:
+    def receive_array(self, *, timeout: float | None = None, copy: bool = False) -> np.ndarray[Any, Any]:
         """The next message as an array, read-only, where it is: one of bytes, if it was not sent as an array.
 
         The slot goes back when the last view of it is gone: `del` it, or let the function return. The sender can change
