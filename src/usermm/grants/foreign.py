@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -12,12 +11,14 @@ from typing import NamedTuple, TypeVar
 from usermm.errors import LimitError, grant_refused
 from usermm.grants.attachments import Attachments
 from usermm.grants.files import PAGE_BYTES, Reference
+from usermm.grants.foreign_memory import ForeignMemory, packed_handles
 from usermm.grants.pools import GranteePool
 from usermm.grants.session import Refusal, Session
-from usermm.grants.watching import FileName, WatchedMemory, Watching, file_of
+from usermm.grants.watched_memory import FileName, file_of
+from usermm.grants.watching import Watching
 from usermm.hypercalls import grants as layouts
-from usermm.hypercalls.pools import POOL_UNMAPPED, page_of
-from usermm.hypercalls.wire import LONGEST_REQUEST_BYTES, MOST_DESCRIPTORS, REQUEST, Operation
+from usermm.hypercalls.pools import page_of
+from usermm.hypercalls.wire import MOST_DESCRIPTORS, Operation
 from usermm.uapi.xen_gntdev import GrantStatus
 
 
@@ -33,65 +34,7 @@ class Segment(NamedTuple):
     isolated: bool
 
 
-class ForeignMemory(WatchedMemory):
-    """Mapped grants. `handles` name them to the hypervisor; each is (handle, pages), in the order of the pages.
-
-    A single page can be of a pool: then its handle is the whole pool's.
-    """
-
-    handles: tuple[tuple[int, int], ...] = ()
-    _pool: GranteePool | None = None
-    _pool_page = 0
-    _is_notified = False
-    is_isolated = False
-    """Whether neither side can reach the other's memory by other means: see Domain.is_isolated_from."""
-    _session: Session | None = None
-
-    @property
-    def is_mapped(self) -> bool:
-        """Whether any of it is still mapped where it was; a forked child has none of it."""
-        return not (self._session is not None and self._session.is_inherited) and super().is_mapped
-
-    def notify_on_unmap(self, page: int, offset_bytes: int, actions: int, port: int) -> None:
-        """Sets, or with `actions` 0 takes back, what the hypervisor does once the page's mapping is gone."""
-        assert self._session is not None
-        self._is_notified = True
-        if self._pool is not None:
-            payload = layouts.GRANTEE_NOTIFY.pack(self._pool.handle, self._pool_page, offset_bytes, actions, port)
-            self._session.call(Operation.GRANTEE_NOTIFY, payload)
-            return
-        for handle, pages in self.handles:
-            if page < pages:
-                payload = layouts.GRANTEE_NOTIFY.pack(handle, page, offset_bytes, actions, port)
-                self._session.call(Operation.GRANTEE_NOTIFY, payload)
-                return
-            page -= pages
-        raise AssertionError("a page outside the mapping")
-
-    def _let_go(self, *, wait: bool) -> None:
-        pool, self._pool = self._pool, None
-        if self._session is None or self._session.is_inherited:  # the parent has it mapped
-            return
-        if pool is not None:
-            pool.release(self._pool_page)
-            if not self._is_notified:
-                return
-        if pool is not None:
-            self._tell(Operation.POOL_UNMAPPED, POOL_UNMAPPED.pack(pool.handle, self._pool_page), wait)
-            return
-        for payload in _handles(handle for handle, _ in self.handles):
-            self._tell(Operation.UNMAPPED, payload, wait)
-
-    def _tell(self, operation: Operation, payload: bytes, wait: bool) -> None:
-        assert self._session is not None
-        if wait and self._is_notified:  # on return the notification was carried out
-            self._session.say(operation, payload)
-        else:
-            self._session.tell(operation, payload)
-
-
 _LAST_U16 = 0xFFFF
-_MOST_HANDLES = (LONGEST_REQUEST_BYTES - REQUEST.size) // layouts.HANDLE.size
 Kind = TypeVar("Kind", bound=ForeignMemory)
 
 
@@ -255,7 +198,7 @@ class Foreign:
             raise grant_refused(refusal.errno, f"{call}: {refusal.reason}") from None
 
     def _let_go(self, segments: list[Segment]) -> None:
-        for payload in _handles(segment.handle for segment in segments):
+        for payload in packed_handles(segment.handle for segment in segments):
             self._session.tell(Operation.UNMAPPED, payload)
 
 
@@ -265,13 +208,6 @@ def _segments(answer: bytes, descriptors: list[int]) -> list[Segment]:
         Segment(handle, descriptor, page, pages, bool(bits & layouts.WRITABLE), bool(bits & layouts.ISOLATED))
         for descriptor, (handle, page, pages, bits) in zip(descriptors, parts, strict=True)
     ]
-
-
-def _handles(handles: Iterable[int]) -> Iterator[bytes]:
-    """As many as one message takes, each time."""
-    rest = iter(handles)
-    while payload := b"".join(map(layouts.HANDLE.pack, itertools.islice(rest, _MOST_HANDLES))):
-        yield payload
 
 
 def _close(segments: Iterable[Segment]) -> None:

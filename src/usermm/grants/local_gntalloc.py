@@ -21,7 +21,8 @@ from usermm.grants.grantor_pools import GrantorPools
 from usermm.grants.local_file import LocalFile, Requests
 from usermm.grants.pools import GrantorPool
 from usermm.grants.session import Session
-from usermm.grants.watching import WatchedMemory, Watching, file_of
+from usermm.grants.watched_memory import WatchedMemory, file_of
+from usermm.grants.watching import Watching
 from usermm.hypercalls import grants as layouts
 from usermm.hypercalls.pools import page_of
 from usermm.hypercalls.wire import Operation

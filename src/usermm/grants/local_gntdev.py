@@ -16,7 +16,8 @@ from usermm.grants import user_memory
 from usermm.grants.alone import Alone
 from usermm.grants.copying import copy_segments
 from usermm.grants.files import PAGE_BYTES, UNCLEARABLE, Reference
-from usermm.grants.foreign import Foreign, ForeignMemory
+from usermm.grants.foreign import Foreign
+from usermm.grants.foreign_memory import ForeignMemory
 from usermm.grants.local_file import LocalFile, Requests
 from usermm.grants.session import Refusal
 from usermm.uapi import xen_gntdev as abi

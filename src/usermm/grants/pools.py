@@ -13,7 +13,8 @@ import os
 from usermm._core import Memory
 from usermm.grants.alone import Alone
 from usermm.grants.files import PAGE_BYTES
-from usermm.grants.watching import PoolMapping, Watching, file_of
+from usermm.grants.watched_memory import PoolMapping, file_of
+from usermm.grants.watching import Watching
 from usermm.hypercalls.pools import BLOCK, CLOSED_WORD, HELD_WORDS, PAGES, USES, WORD, page_of
 
 _ZEROS = bytes(PAGE_BYTES)

@@ -12,7 +12,7 @@ from usermm._core import process
 from usermm.errors import ForkedError, UnavailableError, grant_refused
 from usermm.grants.files import PAGE_BYTES, UNCLEARABLE
 from usermm.grants.packed import PackedGntalloc, PackedGntdev
-from usermm.grants.watching import WatchedMemory, file_of
+from usermm.grants.watched_memory import WatchedMemory, file_of
 from usermm.uapi import xen_gntalloc, xen_gntdev
 
 _SIZE_SHIFT, _SIZE_MASK = 16, 0x3FFF  # of the argument, in a request's number (asm-generic/ioctl.h)
