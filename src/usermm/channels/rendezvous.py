@@ -85,7 +85,7 @@ def _ask_once(domain: Domain, domid: int, name: str, geometry: Geometry, deadlin
         if answer[:1] == ANSWER:
             return domid, shared, *_answered(domain, domid, Offer.unpack(answer[1:]), port)
         if answer:
-            text = f"connect({name}): the peer refused: {answer[1:].decode(errors='replace')[:80]}"
+            text = f"connect({name}): the peer refused: {answer[1:].decode(errors='replace')[:200]}"
             raise PeerGoneError(errno.ECONNREFUSED, text)
     except BaseException:
         _take_back(domain, shared, port)
@@ -180,8 +180,9 @@ def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | No
             shared.close()
         if side is not None:
             release_side(side)
-        _say(domain, path, REFUSAL + str(error).encode(errors="replace")[:200])
-        raise Declined(str(error)) from None
+        reason = getattr(error, "strerror", None) or str(error)
+        _say(domain, path, REFUSAL + reason.encode(errors="replace")[:200])
+        raise Declined(reason) from None
 
 
 class Declined(Exception):  # noqa: N818 - an answer

@@ -34,6 +34,9 @@ Device = TypeVar("Device", Gntalloc, Gntdev, Evtchn, Store)
 class Domain:
     """A connection to the hypervisor. It ends with close(), or with this process, however that ends.
 
+    `domid` and `name`: what others grant to, and find it by; `uid`: its user, as the hypervisor saw it; `incarnation`:
+    which start of the hypervisor it is of.
+
     Any thread may use it. A forked child keeps the pages that its parent allocated, as with the devices of Xen, but
     not the domain: it opens one of its own.
     """

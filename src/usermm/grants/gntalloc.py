@@ -19,7 +19,10 @@ from usermm.uapi import xen_gntalloc as abi
 
 
 class Allocation(GrantedPages):
-    """Pages that another domain may map: a writable buffer of this domain's.
+    """Pages that another domain may map: a writable buffer of this domain's. Keep it as long as they are to be granted.
+
+    `domid`: who may map them; `references`: one for each page, which that one has to be told; `grantee_writes`: whether
+    it may write; `index`: where they are in the device file.
 
     close(), or the last reference's end, unmaps and deallocates them: what the other domain has mapped stays there.
     """

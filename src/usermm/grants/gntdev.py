@@ -26,6 +26,9 @@ _MORE = abi.MOST_GRANTS + 1  # than the device takes, which refuses them
 class Mapping(MappedGrants):
     """Granted pages, mapped: a buffer, read-only unless asked otherwise and allowed.
 
+    `references`: (domid, reference) of each page; `index`: where they are in the device file; `address`: of the first
+    byte, in this process.
+
     close(), or the last reference's end, unmaps them and forgets the references.
     """
 

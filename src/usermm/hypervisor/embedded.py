@@ -26,10 +26,10 @@ _TRAVERSABLE = 0o711  # other users' domains may connect too; what is in there t
 class Hypervisor:
     """Serves domains of this and of other processes from a thread, until close() or the end of this process.
 
-    `socket` is the path where it listens, by default one in a directory of its own, which goes with it, unless a signal
-    ends the process. `policy` is a `Policy`, or the path of a policy file. Domains of other users are isolated from
-    each other, but a domain of this user is not isolated from anything (see Domain.is_isolated_from): `usermm
-    hypervisor` runs one as a user of its own. A forked child has none of it: there, close() does nothing.
+    `socket`, also an attribute, is the path where it listens, by default one in a directory of its own, which goes with
+    it unless a signal ends the process. `policy` is a `Policy`, or the path of a policy file. Domains of other users
+    are isolated from each other, but a domain of this user is not isolated from anything (Domain.is_isolated_from):
+    `usermm hypervisor` runs one as a user of its own. A forked child has none of it: there, close() does nothing.
 
     Raises UsermmError when another one listens there, PolicyError for a policy that cannot be read.
     """
