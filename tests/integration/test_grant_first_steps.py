@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from contextlib import closing
 from pathlib import Path
@@ -129,11 +130,11 @@ def test_what_times_out_says_what_it_waited_for(one: usermm.Domain, two: usermm.
 def test_a_listener_hears_why_it_refused() -> None:
     """Its own quota, for example: nobody came, as far as it could tell."""
     with socket_folder() as folder:
-        (folder / "policy").write_text("[[domain]]\ndomid = 9\nuser = 0\nmax_grant_frames = 0\n")
+        (folder / "policy").write_text(f"[[domain]]\ndomid = 9\nuser = {os.getuid()}\nmax_grant_frames = 0\n")
         with (
             Hypervisor(str(folder / "s"), policy=Policy.load(folder / "policy")) as poor,
             usermm.Domain(poor.socket, domid=9) as owner,
-            usermm.Domain(poor.socket, domid=30) as asker,
+            usermm.Domain(poor.socket, name="asker") as asker,
             usermm.Channel.listen(owner, "door", asker.name) as listener,
         ):
 
