@@ -16,7 +16,7 @@ import pytest
 from support.processes import in_child
 
 import usermm
-from usermm.errors import BadReferenceError, ForkedError, GrantError, HypervisorGoneError
+from usermm.errors import BadReferenceError, ForkedError, GrantError, ClosedError
 from usermm.grants.files import PAGE_BYTES
 from usermm.uapi import xen_gntdev
 
@@ -111,7 +111,7 @@ def test_a_closed_domain_opens_nothing() -> None:
     domain.close()
     assert domain.closed
     for opens in (domain.open_gntalloc, domain.open_gntdev, domain.open_evtchn, lambda: domain.gntdev):
-        with pytest.raises(HypervisorGoneError, match="domain is closed"):
+        with pytest.raises(ClosedError, match="domain is closed"):
             opens()
 
 
