@@ -16,7 +16,7 @@ import pytest
 from support.processes import in_child
 
 import usermm
-from usermm.errors import BadReferenceError, ForkedError, GrantError, ClosedError
+from usermm.errors import BadReferenceError, ClosedError, ForkedError, GrantError
 from usermm.grants.files import PAGE_BYTES
 from usermm.uapi import xen_gntdev
 
