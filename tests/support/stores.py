@@ -13,6 +13,7 @@ from usermm.errors import DeviceError, grant_refused
 from usermm.grants.store import Store
 from usermm.hypercalls.wire import LONGEST_REPLY_BYTES, LONGEST_REQUEST_BYTES, Operation
 from usermm.hypervisor import calls
+from usermm.hypervisor.chores import Chores
 from usermm.hypervisor.domains import DomainRecord
 from usermm.hypervisor.quotas import Quotas
 from usermm.hypervisor.store import service
@@ -43,13 +44,17 @@ class Wires:
     say = tell
 
 
+def failing(error: Exception) -> None:
+    raise AssertionError("a chore failed") from error
+
+
 class World:
     """A store, the domains in it, and what stands for the loop: `turn` calls back who can write."""
 
     def __init__(self) -> None:
         self.writers: dict[int, Callable[[], None]] = {}
         at_once = lambda call: call()  # noqa: E731 - also what is long
-        self.store = service.Store(self._when_writable, self._forget, at_once)
+        self.store = service.Store(self._when_writable, self._forget, Chores(at_once, failing))
         self.records: dict[int, DomainRecord] = {}
 
     def arrive(self, domid: int, *, control: bool = False, name: str | None = None, **quotas: Any) -> Store:

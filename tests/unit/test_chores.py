@@ -23,7 +23,8 @@ class Turns:
 
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
-        self.chores = Chores(self.soon.append)
+        self.failures: list[Exception] = []
+        self.chores = Chores(self.soon.append, self.failures.append)
 
     def turn(self) -> None:
         calls, self.soon[:] = list(self.soon), []
@@ -68,10 +69,26 @@ def test_what_is_long_takes_turns_and_keeps_its_order() -> None:
 def test_what_is_dropped_is_not_done() -> None:
     turns, done = Turns(), list[int]()
     turns.chores.add(steps(done, range(100), 0.0005))
-    turns.chores.drop()
+    turns.chores.close()
     before = len(done)
     turns.finish()
+    turns.chores.add(steps(done, range(100)))
     assert len(done) == before < 100 and not turns.chores.is_busy
+
+
+def test_a_mistake_in_one_holds_up_no_other() -> None:
+    turns, done, told = Turns(), list[int](), list[int]()
+
+    def mistaken() -> Iterator[None]:
+        yield
+        raise OSError(5, "x")
+
+    turns.chores.add(steps(done, range(20), 0.0005))
+    turns.chores.add(mistaken())
+    turns.chores.add(steps(done, range(20, 30)))
+    turns.chores.when_done(lambda: told.append(1))
+    turns.finish()
+    assert (done, told, len(turns.failures)) == (list(range(30)), [1], 1)
 
 
 def record(domid: int) -> DomainRecord:
@@ -85,7 +102,7 @@ def turns() -> Turns:
 
 @pytest.fixture
 def store(turns: Turns) -> Iterator[service.Store]:
-    made = service.Store(lambda *_: None, lambda _: None, turns.soon.append)
+    made = service.Store(lambda *_: None, lambda _: None, turns.chores)
     for domid in (5, 6):
         made.domain_arrived(record(domid))
     ask(made, 5, Type.SET_PERMS, b"/local/domain/5\0n5\0b6\0")

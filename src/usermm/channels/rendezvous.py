@@ -173,13 +173,15 @@ def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | No
         waiter.notify()  # so that the connector knows, when it reads the answer, that this end is bound
         store.write(path, ANSWER + shared.offer(0).pack())
         return asker.domid, shared, side, waiter
-    except UsermmError as error:
+    except BaseException as error:
         if port is not None:
             domain.evtchn.unbind(port)
         if shared is not None:
             shared.close()
         if side is not None:
             release_side(side)
+        if not isinstance(error, UsermmError):
+            raise
         reason = getattr(error, "strerror", None) or str(error)
         _say(domain, path, REFUSAL + reason.encode(errors="replace")[:200])
         raise Declined(reason) from None

@@ -31,6 +31,12 @@ _LONGEST_WAIT_S = 3600.0
 _open_files: weakref.WeakSet[LocalEvtchn] = weakref.WeakSet()
 
 
+class _Reading:
+    """A call of take(): it is inside as long as its frame lives, whatever interrupts it."""
+
+    __slots__ = ("__weakref__",)
+
+
 class LocalEvtchn:
     """A DeviceFile with read and write. Any thread may call anything; a forked child gets ForkedError (ECHILD).
 
@@ -41,7 +47,7 @@ class LocalEvtchn:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._alone = Alone()
-        self._inside = 0
+        self._inside: weakref.WeakSet[_Reading] = weakref.WeakSet()
         self._restricted_to: int | None = None
         self._refusal = 0  # EBADF once closed, ECHILD in a child
         self._ports = EventPorts(self._ask_for_end)
@@ -149,8 +155,9 @@ class LocalEvtchn:
         """The ports with an event, which are masked from now on; waits for one, `timeout` seconds at most."""
         deadline = deadline_s(timeout)
         wait_s = _within(timeout)
-        self._alone.run("read", self._enter)
+        reading = _Reading()
         try:
+            self._alone.run("read", lambda: self._enter(reading))
             while True:
                 changes = self._ports.changes
                 ready = self._ports.epoll.poll(wait_s, most)
@@ -161,7 +168,7 @@ class LocalEvtchn:
                     return ports
                 wait_s = _within(deadline - time.monotonic())
         finally:
-            self._alone.finish(self._leave, wait=True)
+            self._alone.finish(lambda: self._leave(reading), wait=True)
 
     def _take(self, ready: list[tuple[int, int]], changes: int) -> list[int]:
         self._refuse_if_unusable("read")
@@ -239,19 +246,18 @@ class LocalEvtchn:
         answer, descriptors = self._session.call(operation, payload)
         (number,) = layouts.PORT.unpack(answer)
         try:
-            self._alone.run("bind", lambda: self._add(number, descriptors[0]))
+            self._alone.run("bind", lambda: self._add(number, descriptors))
         except BaseException:
             self._session.tell(Operation.PORT_CLOSE, answer)
+            for descriptor in descriptors:
+                os.close(descriptor)
             raise
         return int(number)
 
-    def _add(self, number: int, descriptor: int) -> None:
-        try:
-            self._refuse_if_unusable("bind")
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._ports.add(number, descriptor)
+    def _add(self, number: int, descriptors: list[int]) -> None:
+        """Takes the descriptor out of the list."""
+        self._refuse_if_unusable("bind")
+        self._ports.add(number, descriptors.pop())
 
     def _unbind(self, number: int) -> None:
         self._alone.do("unbind", lambda: self._remove(self._find(number, "unbind")))
@@ -288,14 +294,15 @@ class LocalEvtchn:
 
     # Closing while others are inside
 
-    def _enter(self) -> None:
+    def _enter(self, reading: _Reading) -> None:
         self._refuse_if_unusable("read")
-        self._inside += 1
+        self._inside.add(reading)
 
-    def _leave(self) -> None:
-        self._inside -= 1
-        if self._refusal and not self._inside:
-            self._ports.close()
+    def _leave(self, reading: _Reading) -> None:
+        if reading in self._inside:
+            self._inside.discard(reading)
+            if self._refusal == errno.EBADF and not self._inside:
+                self._ports.close()
 
     def _refuse_if_unusable(self, call: str) -> None:
         if self._refusal == errno.ECHILD:

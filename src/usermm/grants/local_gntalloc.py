@@ -106,11 +106,14 @@ class LocalGntalloc(LocalFile):
         """
         self._check_usable("revoke")
         self._session.check_free("revoke")
+        self._alone.run("revoke", lambda: self._revoke(reference, count, memory, page))
+
+    def _revoke(self, reference: int, count: int, memory: GrantedPages, page: int) -> None:
+        for allocated, _, _ in memory._parts:
+            if allocated.pool is not None:  # then it is one page, which is not the pool's any more, whatever fails now
+                allocated.is_revoked = True
         memory.keep(page * PAGE_BYTES, count * PAGE_BYTES)
         self._session.call(Operation.REVOKE, layouts.RANGE.pack(reference, count, 0))
-        for allocated, _, _ in memory._parts:
-            if allocated.pool is not None:  # then it is one page
-                allocated.is_revoked = True
 
     def close(self) -> None:
         """Deallocates everything; what is mapped stays until it is unmapped."""

@@ -228,6 +228,7 @@ def _connect(path: str) -> socket.socket:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as error:  # EMFILE, ENFILE
         raise grant_refused(error.errno or errno.EIO, f"hypervisor({path}): socket: {error.strerror}") from None
+    stream.settimeout(None)  # not what socket.setdefaulttimeout says
     try:
         stream.connect(path)
     except OSError as error:

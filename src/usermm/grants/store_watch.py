@@ -34,6 +34,7 @@ class Watch:
         self.path = path
         self.token = token
         self._stream = socket.socket(fileno=descriptor)
+        self._stream.settimeout(None)  # not what socket.setdefaulttimeout says
         self._ask = ask
         self._owner = process()
         self._is_closed = False

@@ -57,7 +57,7 @@ class Server:
         self.domains: dict[int, DomainRecord] = {}
         self.audit = audit
         self.ports = Ports(self.domains.get)
-        self._chores = Chores(self._soon)
+        self._chores = Chores(self._soon, self._mistaken)
         self.grants = Grants(
             self.domains,
             self.ports,
@@ -79,7 +79,7 @@ class Server:
     async def run(self) -> None:
         """Until stop(); then every connection ends, and what domains have mapped stays theirs."""
         self._loop = loop = asyncio.get_running_loop()
-        self.store = Store(loop.add_writer, loop.remove_writer, loop.call_soon)
+        self.store = Store(loop.add_writer, loop.remove_writer, Chores(loop.call_soon, self._mistaken))
         self._handlers = self._table()
         self._shares = Shares(loop)
         self._reserve = Reserve()
@@ -92,10 +92,10 @@ class Server:
         finally:
             loop.remove_reader(self.listener.fileno())
             self._looks.close()
-            self._chores.drop()
             self.ports.close_all()  # before they end, or their peers would see it
             for connection in [*self._connections.values(), *self._strangers]:
                 connection.close()
+            self._chores.close()  # after the domains' ends, which make some, and before what those would touch
             self.grants.holding.close()
             self.store.close()
 
@@ -139,6 +139,9 @@ class Server:
             Operation.STORE: self.store.request,
             Operation.WATCH: self.store.watch,
         }
+
+    def _mistaken(self, error: Exception) -> None:
+        self.audit.record("fault", operation="chore", error=repr(error)[:200])
 
     def _soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon(call)

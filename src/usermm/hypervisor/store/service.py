@@ -34,10 +34,10 @@ class Store:
         self,
         when_writable: Callable[[int, Callable[[], None]], object],
         forget: Callable[[int], object],
-        soon: Callable[[Callable[[], None]], object],
+        chores: Chores,
     ) -> None:
         tree, presence = Tree(), Presence()
-        watches, self._chores = Watches(when_writable, forget), Chores(soon)
+        watches, self._chores = Watches(when_writable, forget), chores
         self._parts = requests.Parts(tree, presence, Transactions(tree, presence), watches, self._chores)
         for path, permissions in _SKELETON.items():
             self._keep(path, b"", permissions)
@@ -132,7 +132,7 @@ class Store:
 
     def close(self) -> None:
         """Ends all watches."""
-        self._chores.drop()
+        self._chores.close()
         self._parts.watches.close()
 
     def forget(self) -> None:
