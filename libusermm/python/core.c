@@ -120,16 +120,18 @@ static int fill(PyObject *module) {
     Py_XDECREF(device);
     Py_XDECREF(slot);
     Py_XDECREF(receiver);
+    PyObject *try_lock = add_type(module, &um_try_lock_spec, "TryLock");
+    Py_XDECREF(try_lock);
     state->memory_type = add_type(module, &um_memory_spec, "Memory");
     state->cache_type = add_type(module, &um_cache_spec, "Cache");
     if (PyModule_AddIntConstant(module, "REFUSE_HOLES", USERMM_REFUSE_HOLES) ||
         PyModule_AddIntConstant(module, "REFUSE_FILES", USERMM_REFUSE_FILES))
         return -1;
-    return device && slot && receiver && state->sender_type && state->message_type && state->protocol_broken &&
-                   state->memory_type && state->grant_error && state->cache_type && state->limit_error &&
-                   state->registration_type && state->owner_type && state->mmap_type && state->base_name &&
-                   state->device_error && state->cookie_error && state->argument_error && state->argument_type_error &&
-                   state->page_type && state->probe_name
+    return device && slot && receiver && try_lock && state->sender_type && state->message_type &&
+                   state->protocol_broken && state->memory_type && state->grant_error && state->cache_type &&
+                   state->limit_error && state->registration_type && state->owner_type && state->mmap_type &&
+                   state->base_name && state->device_error && state->cookie_error && state->argument_error &&
+                   state->argument_type_error && state->page_type && state->probe_name
                ? 0
                : -1;
 }

@@ -48,6 +48,6 @@ PyObject *um_page_view(const struct module_state *state, void *address, size_t l
 /* Of the class that was made from a spec here, also when `type` is a Python subclass, which has no module of ours. */
 struct module_state *um_state_of_type(PyTypeObject *type);
 
-extern PyType_Spec um_device_spec, um_page_spec, um_memory_spec;
+extern PyType_Spec um_device_spec, um_page_spec, um_memory_spec, um_try_lock_spec;
 
 #endif

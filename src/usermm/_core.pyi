@@ -30,6 +30,16 @@ class Device:
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
+class TryLock:
+    """`with TryLock(lock) as got:` whether the threading lock was free; it is held until the end of the block then.
+
+    No signal handler runs between its being taken and the block: a call of `acquire` and a `try` cannot promise that.
+    """
+
+    def __new__(cls, lock: Any) -> Self: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *_: object) -> None: ...
+
 class Memory:
     """Pages of files, mapped side by side: a buffer of bytes, unmapped by close() or with the object."""
 

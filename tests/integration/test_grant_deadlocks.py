@@ -12,7 +12,7 @@ from support.threads import alarm
 
 import usermm
 from usermm.errors import DeviceError
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.hypercalls import serving
 
 COLLECTING = """
@@ -212,7 +212,7 @@ def test_a_finalizer_of_somebodys_in_the_hypervisors_thread(one: usermm.Domain, 
 
 def test_alone_does_what_is_asked_of_it_inside_when_it_leaves() -> None:
     """In the order in which it was asked, and also when the call fails."""
-    alone, done = Alone(), []
+    alone, done = Alone(Rank.FILE), []
 
     def call() -> None:
         alone.finish(lambda: done.append(1), wait=True)

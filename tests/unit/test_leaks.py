@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from support.calls import ADDRESS, ALWAYS_ANSWERED, CALLS, COOKIE, PAGE_BYTES, memory, register_argument
 from support.growth import check_no_growth
+from support.threads import in_thread
 
 import usermm
 from usermm import _core
@@ -274,3 +276,19 @@ def test_a_leak_would_be_seen() -> None:
     kept: list[object] = []
     with pytest.raises(AssertionError, match="grows in every round"):
         check_no_growth(lambda: kept.append(object()))
+
+
+def test_trying_a_lock_leaks_nothing() -> None:
+    """Neither the lock nor a reference to it, whether it was free, taken, or none."""
+    lock, taken = threading.RLock(), threading.Lock()
+    taken.acquire()
+
+    def try_both() -> None:
+        with _core.TryLock(lock) as got, _core.TryLock(lock) as again, _core.TryLock(taken) as not_got:
+            assert (got, again, not_got) == (True, True, False)
+        with pytest.raises(AttributeError), _core.TryLock(3):
+            pass
+
+    check_no_growth(try_both)
+    assert in_thread(lambda: lock.acquire(blocking=False)), "it was released as often as it was taken"
+    assert taken.locked()

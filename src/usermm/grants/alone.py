@@ -8,6 +8,7 @@ find the object half changed.
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import threading
 from collections import deque
@@ -15,52 +16,67 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import TypeVar
 
-from usermm.errors import grant_refused
+from usermm._core import TryLock
+from usermm.errors import DeviceError, grant_refused
 from usermm.hypercalls import serving
 
 Answer = TypeVar("Answer")
 
 
+class Rank(enum.IntEnum):
+    """What may be waited for from inside what: the higher from the lower. So no two threads wait for each other."""
+
+    DOMAIN = 1
+    DEVICE = 2
+    FILE = 3
+    SESSION = 4
+
+
+_deepest: dict[int, int] = {}
+"""By threads: the highest rank that each is inside of."""
+
+
 class Alone:
     """`run` for calls that have an answer, `finish` for those that must happen and have none."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: Rank) -> None:
+        self._rank = int(rank)
         self._lock = threading.RLock()  # it has an owner from the first instruction on, whatever interrupts it
-        self._inside = 0
-        """The thread."""
+        self._is_inside = False
         self._unfinished: deque[Callable[[], object]] = deque()
 
     def run(self, call: str, function: Callable[[], Answer]) -> Answer:
         """What `function` returns; waits for its turn.
 
-        GrantError (EDEADLK) in the name of `call`: this thread is inside, and a signal handler or a finalizer asks for
-        more; or it is an embedded hypervisor's.
+        GrantError (EDEADLK) in the name of `call`: this thread is inside here, or where others wait for this, and a
+        signal handler or a finalizer asks for more; or it is an embedded hypervisor's.
         """
-        if serving.threads and serving.is_here():
-            self.check(call)
+        thread = get_ident()
+        before = _deepest.get(thread, 0)
+        if before >= self._rank or (serving.threads and serving.is_here()):
+            raise _deadlock(call)
         try:
             with self._lock:
-                if self._inside:  # so by this thread
-                    self.check(call)
                 try:
-                    self._inside = get_ident()
+                    _deepest[thread] = self._rank
+                    self._is_inside = True
                     return function()
                 finally:
-                    self._inside = 0
+                    self._is_inside = False
+                    _deepest[thread] = before  # no call here, which could be interrupted
         finally:
             if self._unfinished:
                 self._settle()
 
     @property
     def refuses(self) -> bool:
-        """Whether this thread is inside, or a hypervisor's."""
-        return self._inside == get_ident() or (bool(serving.threads) and serving.is_here())
+        """Whether run() would refuse."""
+        return _deepest.get(get_ident(), 0) >= self._rank or (bool(serving.threads) and serving.is_here())
 
     def check(self, call: str) -> None:
         """Raises as run() does."""
         if self.refuses:
-            text = f"{call}: this thread is in such a call, or serves it: do it after the signal handler or finalizer"
-            raise grant_refused(errno.EDEADLK, text)
+            raise _deadlock(call)
 
     def do(self, call: str, function: Callable[[], object]) -> None:
         """As run(); but where that would refuse it is done when this thread leaves, and nobody hears of an OSError."""
@@ -72,38 +88,54 @@ class Alone:
     def finish(self, function: Callable[[], object], *, wait: bool) -> None:
         """Has `function`, which does not fail, carried out: now, or by whoever is inside when it leaves.
 
-        With `wait` now, unless it is this thread that is inside.
+        With `wait` now, unless run() would refuse.
         """
-        if not wait or self._inside == get_ident() or (serving.threads and serving.is_here()):
+        thread = get_ident()
+        before = _deepest.get(thread, 0)
+        if not wait or before >= self._rank or (serving.threads and serving.is_here()):
             self._unfinished.append(function)
             self._settle()
             return
-        with self._lock:
-            self._settle()
-            try:
-                self._inside = get_ident()
-                function()
-            finally:
-                self._inside = 0
-        if self._unfinished:
-            self._settle()
+        try:
+            with self._lock:
+                if self._unfinished:
+                    self._settle()
+                try:
+                    _deepest[thread] = self._rank
+                    self._is_inside = True
+                    function()
+                finally:
+                    self._is_inside = False
+                    _deepest[thread] = before  # no call here, which could be interrupted
+        finally:
+            if self._unfinished:
+                self._settle()
 
     def _settle(self) -> None:
-        while self._unfinished and self._lock.acquire(blocking=False):  # else its owner does this when it leaves
+        thread = get_ident()
+        before = _deepest.get(thread, 0)
+        while self._unfinished:
             try:
-                if self._inside:  # then it is this thread, which will
-                    return
-                self._carry_out()
+                _deepest[thread] = self._rank if self._rank > before else before
+                with TryLock(self._lock) as got:
+                    if not got or self._is_inside:  # who is inside, maybe this thread, does it when it leaves
+                        return
+                    self._carry_out()
             finally:
-                self._lock.release()
+                _deepest[thread] = before
 
     def _carry_out(self) -> None:
         try:
-            self._inside = get_ident()
+            self._is_inside = True
             while self._unfinished:
                 self._unfinished.popleft()()
         finally:
-            self._inside = 0
+            self._is_inside = False
+
+
+def _deadlock(call: str) -> DeviceError:
+    text = f"{call}: this thread is in such a call, or serves it: do it after the signal handler or finalizer"
+    return grant_refused(errno.EDEADLK, text)
 
 
 def _quietly(function: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ from typing import Literal, Self, TypeVar
 from usermm.errors import ArgumentError, ClosedError, UnavailableError
 from usermm.grants import xen
 from usermm.grants.allocated import Limit
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.grants.arguments import domain_number, unsigned
 from usermm.grants.evtchn import Evtchn
 from usermm.grants.foreign import Foreign
@@ -83,7 +83,7 @@ class Domain:
         self._limit = Limit(limit)
         self._opened: dict[str, Gntalloc | Gntdev | Evtchn | Store] = {}
         self._session: Session | None = None
-        self._alone = Alone()
+        self._alone = Alone(Rank.DOMAIN)
         self._is_closed = False
         if self.backend == "xen":
             xen.require()

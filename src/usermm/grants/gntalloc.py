@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from usermm._core import Memory
 from usermm.errors import ArgumentError, BadReferenceError, grant_refused
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.grants.arguments import unsigned
 from usermm.grants.device import Device
 from usermm.grants.files import PAGE_BYTES, GntallocFile
@@ -66,7 +66,7 @@ class Gntalloc(Device[GntallocFile]):
 
     def __init__(self, file: GntallocFile) -> None:
         super().__init__(file)
-        self._alone = Alone()
+        self._alone = Alone(Rank.DEVICE)
         self._allocations: dict[int, weakref.ref[Allocation]] = {}
 
     def allocate(self, domid: int, count: int = 1, *, writable: bool = False) -> Allocation:

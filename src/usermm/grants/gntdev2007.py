@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from usermm.errors import BadReferenceError, DeviceError, grant_refused
 from usermm.grants import user_memory
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.grants.files import PAGE_BYTES, Reference
 from usermm.grants.foreign import Foreign
 from usermm.grants.local_file import LocalFile, Requests
@@ -60,7 +60,7 @@ class LocalGntdev2007(LocalFile, PackedGntdev2007):
         self._foreign = foreign
         self._slots = Slots()
         self._mapped: list[_Mapped] = []
-        self._alone = Alone()
+        self._alone = Alone(Rank.FILE)
         with _opening:
             files = _open_files.setdefault(foreign, weakref.WeakSet())
             if len(files) >= MOST_FILES:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from usermm._core import Memory
 from usermm.errors import DeviceError, WouldBlockError, grant_refused
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.grants.arguments import unsigned
 from usermm.grants.event_ports import AT_ONCE, EVENT, BoundPort, EventPorts, hang_up
 from usermm.grants.session import Session
@@ -46,7 +46,7 @@ class LocalEvtchn:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._alone = Alone()
+        self._alone = Alone(Rank.FILE)
         self._inside: weakref.WeakSet[_Reading] = weakref.WeakSet()
         self._restricted_to: int | None = None
         self._refusal = 0  # EBADF once closed, ECHILD in a child
@@ -316,7 +316,7 @@ class LocalEvtchn:
 
         Another thread of the parent may have been inside, so nobody waits for it; there is no other thread here.
         """
-        self._alone = Alone()
+        self._alone = Alone(Rank.FILE)
         if not self._refusal:
             self._refusal = errno.ECHILD
             self._ports.close_copies()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from usermm.errors import BadReferenceError, ClosedError, grant_refused
 from usermm.grants.allocated import Allocated, Limit, left_of
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.grantor_pools import GrantorPools
 from usermm.grants.local_file import LocalFile, Requests
@@ -55,7 +55,7 @@ class LocalGntalloc(LocalFile):
         self._session = session
         self._watching = watching
         self._limit = limit
-        self._alone = Alone()
+        self._alone = Alone(Rank.FILE)
         self._pages: dict[int, Allocated] = {}
         self._next_page = 0
         self._pools = GrantorPools(session, watching)

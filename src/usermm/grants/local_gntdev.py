@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from usermm.errors import BadReferenceError, grant_refused
 from usermm.grants import user_memory
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.grants.copying import copy_segments
 from usermm.grants.files import PAGE_BYTES, UNCLEARABLE, Reference
 from usermm.grants.foreign import Foreign
@@ -81,7 +81,7 @@ class LocalGntdev(LocalFile):
         self._foreign = foreign
         self._maps: dict[int, _Map] = {}
         self._next_page = 0
-        self._alone = Alone()
+        self._alone = Alone(Rank.FILE)
         self._mapped: dict[int, _Map] = {}
 
     def _make_requests(self) -> Requests:

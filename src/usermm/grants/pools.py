@@ -11,7 +11,7 @@ import contextlib
 import os
 
 from usermm._core import Memory
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.grants.files import PAGE_BYTES
 from usermm.grants.watched_memory import PoolMapping, file_of
 from usermm.grants.watching import Watching
@@ -126,7 +126,7 @@ class GranteePool:
             self._files = frozenset({file_of(descriptors[0])})
             undo.pop_all()
         self._descriptor = descriptors[0]
-        self._alone = Alone()
+        self._alone = Alone(Rank.FILE)
         self._mappings: dict[bool, PoolMapping] = {}
         self._watching = watching
         self.handle = handle

@@ -19,7 +19,7 @@ from usermm.errors import (
     HypervisorGoneError,
     grant_refused,
 )
-from usermm.grants.alone import Alone
+from usermm.grants.alone import Alone, Rank
 from usermm.grants.undoing import undoing
 from usermm.hypercalls import wire
 from usermm.hypercalls.addresses import default_addresses
@@ -56,7 +56,7 @@ class Session:
         """Connects. Raises HypervisorGoneError (ECONNREFUSED, ENOENT) where no hypervisor listens at `path`."""
         self.path = path
         self._stream = _connect(path)
-        self._alone = Alone()
+        self._alone = Alone(Rank.SESSION)
         self._told: collections.deque[bytes] = collections.deque()
         self._serial = 0
         self._left: dict[int, tuple[Operation, bytes]] = {}
