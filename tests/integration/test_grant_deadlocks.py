@@ -145,6 +145,55 @@ def test_a_signal_handler_may_close(tmp_path: Path, what: str) -> None:
     assert run_quietly(text, tmp_path, timeout_s=60) == "done\n"
 
 
+BESIDES = {
+    "a domain": ("one.gntalloc.allocate(two.domid, 2).close()", "one.close()"),
+    "an allocation": ("one.gntalloc.allocate(two.domid, 2).close()", "page.close()"),
+    "a port": ("one.evtchn.unbind(one.evtchn.bind_unbound_port(two.domid))", "one.evtchn.unbind(mine)"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDES)
+def test_a_signal_handler_may_close_what_another_thread_is_in(tmp_path: Path, what: str) -> None:
+    """That thread waits for the request that the handler has interrupted."""
+    call, handle = BESIDES[what]
+    text = HANDLING.format(
+        setup=f"""page = one.gntalloc.allocate(two.domid, 2); mine = one.evtchn.bind_unbound_port(two.domid); done = []
+        def use():
+            while not done:
+                try:
+                    {call}
+                except DeviceError:
+                    pass
+        thread = threading.Thread(target=use); thread.start()""",
+        handle=handle,
+        call="one.is_isolated_from(two.domid)",
+        after="done.append(1); thread.join()",
+        rounds=60,
+    )
+    assert run_quietly(text, tmp_path, timeout_s=60) == "done\n"
+
+
+def test_what_a_handler_could_not_ask_for_is_asked_for_later(one: usermm.Domain, two: usermm.Domain) -> None:
+    """A port whose peer went needs a new end; in the middle of a request nobody can ask for one."""
+    for _ in range(5):
+        mine = one.evtchn.bind_unbound_port(two.domid)
+        two.evtchn.unbind(two.evtchn.bind_interdomain(one.domid, mine))
+        handled: list[int] = []
+
+        def handler(*_: object, mine: int = mine, handled: list[int] = handled) -> None:
+            if not handled:
+                handled += one.evtchn.read(0)
+                one.evtchn.unmask(mine)
+
+        with alarm(handler, 0.0005, 0.0005):
+            while not handled:
+                one.is_isolated_from(two.domid)
+        assert handled == [mine]
+        two.evtchn.notify(two.evtchn.bind_interdomain(one.domid, mine))
+        assert one.evtchn.read(WAIT_S) == [mine]
+        one.evtchn.unbind(mine)
+
+
 def test_a_handler_that_masks_what_its_thread_unmasks(one: usermm.Domain, two: usermm.Domain) -> None:
     """Whatever is done last holds: a masked port is not reported."""
     mine = one.evtchn.bind_unbound_port(two.domid)

@@ -7,14 +7,17 @@ import errno
 import gc
 import os
 import resource
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 from support.hypervisors import PAGE_BYTES, HypervisorProcess, socket_folder, wait_until
-from support.processes import in_child
+from support.processes import in_child, run_quietly
 from support.threads import alarm
 
 import usermm
@@ -22,6 +25,8 @@ from usermm.errors import DeviceError, LimitError
 from usermm.grants import pools
 from usermm.grants.gntdev import Copy
 from usermm.grants.session import status
+from usermm.hypercalls import grants as layouts
+from usermm.hypercalls.wire import Operation
 from usermm.hypervisor import notifications
 from usermm.hypervisor.tables import Table
 
@@ -86,6 +91,21 @@ def test_an_interrupted_call_is_undone(
     again = CALLS[name](one, two, pages)
     if hasattr(again, "close"):
         again.close()
+
+
+def test_a_handler_that_raises_what_a_socket_could(
+    hypervisor: usermm.Hypervisor, one: usermm.Domain, two: usermm.Domain
+) -> None:
+    """TimeoutError is an OSError, and not the hypervisor's end."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "late")
+
+    with hypervisor.turns.lock, alarm(late, 0.05), pytest.raises(TimeoutError, match="late"):
+        one.gntalloc.allocate(two.domid, 3)
+    one.is_isolated_from(two.domid)
+    two.is_isolated_from(two.domid)
+    assert usage(hypervisor) == ([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]], 0)
 
 
 def without_watches(found: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -269,8 +289,8 @@ def test_revoked_pages_do_not_count(hypervisor: usermm.Hypervisor, one: usermm.D
         mapping = two.gntdev.map(one.domid, pages.references)
         if single:
             for reference in pages.references[:6]:
-                one.gntalloc.revoke(reference)
-            assert [each["usage"]["grants"] for each in status(hypervisor.socket)["domains"]] == [2, 0]
+                one.gntalloc.revoke(reference)  # which its grantor could still write, by the mapping of the others
+            assert [each["usage"]["grants"] for each in status(hypervisor.socket)["domains"]] == [8, 0]
         else:
             pages.revoke()
         pages.close()
@@ -370,6 +390,51 @@ def test_descriptors_of_those_who_went_count_on_their_user(
         mapping.close()
     two.is_isolated_from(two.domid)
     assert holding.descriptors(user) == before
+
+
+def test_the_end_of_a_hypervisor_closes_nothing_twice(tmp_path: Path) -> None:
+    """What its domains leave is cleaned up between turns, of which there are none any more."""
+    run_quietly(
+        """
+        import usermm
+        for _ in range(3):
+            hypervisor = usermm.Hypervisor()
+            one, two = (usermm.Domain(hypervisor.socket, limit=100000) for _ in range(2))
+            pages = [one.gntalloc.allocate(two.domid, 2) for _ in range(1500)]
+            hypervisor.close()
+        """,
+        tmp_path,
+    )
+
+
+def test_the_default_timeout_of_sockets_is_not_a_domains(hypervisor: usermm.Hypervisor) -> None:
+    """A hypervisor that was busy for a moment was taken for one that had ended."""
+    socket.setdefaulttimeout(0.02)
+    try:
+        with usermm.Domain(hypervisor.socket) as domain, domain.store.watch("x"):
+            assert hypervisor._loop is not None
+            hypervisor._loop.call_soon_threadsafe(time.sleep, 0.1)
+            assert domain.is_isolated_from(domain.domid) is False
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def test_revoked_pages_count_while_their_grantor_can_write_them(
+    hypervisor: usermm.Hypervisor, one: usermm.Domain, two: usermm.Domain
+) -> None:
+    """By the descriptor that it was given; what it wrote there is gone with that."""
+    assert one._session is not None
+    wanted = layouts.ALLOCATE.pack(two.domid, layouts.ALLOCATE_WANT_DESCRIPTOR, 100)
+    answer, (descriptor,) = one._session.call(Operation.ALLOCATE, wanted)
+    first, _ = layouts.ALLOCATED.unpack(answer)
+    mapping = two.gntdev.map(one.domid, range(first, first + 100))
+    one._session.call(Operation.REVOKE, layouts.RANGE.pack(first, 100, 0))
+    os.pwrite(descriptor, b"x" * 100 * PAGE_BYTES, 0)
+    assert usage(hypervisor)[0][0][0] == 100
+    assert os.fstat(descriptor).st_blocks
+    os.close(descriptor)
+    wait_until(lambda: usage(hypervisor)[0][0][0] == 0, 5)
+    assert mapping.read(0, 1) == b"\0"
 
 
 def test_notifications_end_at_their_limit(

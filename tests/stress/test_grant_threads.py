@@ -115,6 +115,26 @@ def test_threads_that_take_back_and_close_the_same() -> None:
         assert all(grant["pooled"] == 0 for grant in session.status(hypervisor.socket)["grants"])
 
 
+def test_a_pool_page_that_is_taken_back_and_closed_at_once_is_granted_no_more() -> None:
+    """It is memory of the grantor's own by then: what was written to it later, its grantee never saw."""
+    with (
+        usermm.Hypervisor() as hypervisor,
+        usermm.Domain(hypervisor.socket) as grantor,
+        usermm.Domain(hypervisor.socket) as grantee,
+    ):
+        grantor.gntalloc.allocate(grantee.domid, writable=True).close()
+        for _ in range(ROUNDS):
+            page = grantor.gntalloc.allocate(grantee.domid, writable=True)
+            with running(page.revoke):
+                page.close()
+            pages = [grantor.gntalloc.allocate(grantee.domid, writable=True) for _ in range(2)]
+            for page in pages:
+                page.write(0, b"hello")
+                with grantee.gntdev.map(grantor.domid, page.references) as mapping:
+                    assert mapping.read(0, 5) == b"hello"
+                page.close()
+
+
 def test_notifications_are_set_while_others_map() -> None:
     """The device's maps changed while they were gone through."""
     with (

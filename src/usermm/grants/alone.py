@@ -48,13 +48,13 @@ class Alone:
     def run(self, call: str, function: Callable[[], Answer]) -> Answer:
         """What `function` returns; waits for its turn.
 
-        GrantError (EDEADLK) in the name of `call`: this thread is inside here, or where others wait for this, and a
-        signal handler or a finalizer asks for more; or it is an embedded hypervisor's.
+        GrantError (EDEADLK) in the name of `call`: a signal handler or a finalizer asks while this thread is inside, or
+        is where others wait for it who are inside; or it is an embedded hypervisor's.
         """
         thread = get_ident()
         before = _deepest.get(thread, 0)
         if before >= self._rank or (serving.threads and serving.is_here()):
-            raise _deadlock(call)
+            return self._run_if_free(call, function)
         try:
             with self._lock:
                 try:
@@ -68,9 +68,26 @@ class Alone:
             if self._unfinished:
                 self._settle()
 
+    def _run_if_free(self, call: str, function: Callable[[], Answer]) -> Answer:
+        """Does not wait, which others could be waiting for."""
+        if serving.is_here():
+            raise _deadlock(call)
+        try:
+            with TryLock(self._lock) as got:
+                if not got or self._is_inside:
+                    raise _deadlock(call)
+                try:
+                    self._is_inside = True
+                    return function()
+                finally:
+                    self._is_inside = False
+        finally:
+            if self._unfinished:
+                self._settle()
+
     @property
     def refuses(self) -> bool:
-        """Whether run() would refuse."""
+        """Whether run() would not wait."""
         return _deepest.get(get_ident(), 0) >= self._rank or (bool(serving.threads) and serving.is_here())
 
     def check(self, call: str) -> None:
@@ -88,7 +105,7 @@ class Alone:
     def finish(self, function: Callable[[], object], *, wait: bool) -> None:
         """Has `function`, which does not fail, carried out: now, or by whoever is inside when it leaves.
 
-        With `wait` now, unless run() would refuse.
+        With `wait` now, unless run() would not wait.
         """
         thread = get_ident()
         before = _deepest.get(thread, 0)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Final
 
-from usermm.errors import DeviceError, grant_refused
+from usermm.errors import DeviceError, HypervisorGoneError, grant_refused
 
 EVENT: Final = b"\1"
 MOST_BYTES: Final = 4096
@@ -62,6 +62,7 @@ class EventPorts:
             undo.pop_all()
         self.epoll.register(self._doorbell, select.EPOLLIN)
         self._by_descriptor: dict[int, BoundPort] = {}
+        self._wanting: set[BoundPort] = set()
         self._streams: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def add(self, number: int, descriptor: int) -> None:
@@ -92,8 +93,12 @@ class EventPorts:
         """What waits is reported, and what comes. QuotaError (ENOSPC): fs.epoll.max_user_watches; then it stays masked.
         """
         if port.stream is None:
-            with contextlib.suppress(DeviceError):  # without a hypervisor nobody can bind it either
+            try:
                 self._ask(port)
+            except HypervisorGoneError:  # then nobody can bind it either
+                pass
+            except DeviceError:  # no room, or this thread, in a signal handler, is in a request: try_again() does
+                self._wanting.add(port)
         if port.stream is not None:
             try:
                 arm = self.epoll.modify if port.registered else self.epoll.register
@@ -103,6 +108,13 @@ class EventPorts:
                 raise grant_refused(error.errno or 0, text) from None
             port.registered = True
         port.masked = False
+
+    def try_again(self) -> None:
+        """For ports that are not masked and could not be given an end."""
+        wanting, self._wanting = self._wanting, set()
+        for port in wanting:
+            if self.by_number.get(port.number) is port and not port.masked:
+                self.unmask(port)
 
     def pending(self) -> frozenset[int]:
         """The numbers of those whose events were not taken yet, masked or not."""

@@ -172,6 +172,7 @@ class LocalEvtchn:
 
     def _take(self, ready: list[tuple[int, int]], changes: int) -> list[int]:
         self._refuse_if_unusable("read")
+        self._ports.try_again()
         return self._ports.take(ready, changes)
 
     def unmask(self, ports: Collection[int]) -> None:
@@ -297,6 +298,7 @@ class LocalEvtchn:
     def _enter(self, reading: _Reading) -> None:
         self._refuse_if_unusable("read")
         self._inside.add(reading)
+        self._ports.try_again()
 
     def _leave(self, reading: _Reading) -> None:
         if reading in self._inside:

@@ -27,6 +27,7 @@ from usermm.hypercalls.wire import Operation
 
 _CMSG_CLOEXEC = 0x40000000  # MSG_CMSG_CLOEXEC, recvmsg(2): no descriptor leaks into a program started meanwhile
 _ANCILLARY_BYTES = socket.CMSG_SPACE(wire.MOST_DESCRIPTORS * 4)
+_REPLY = (wire.LONGEST_REPLY_BYTES,), (_ANCILLARY_BYTES,), (_CMSG_CLOEXEC,)
 _NOT_THERE = (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR)
 
 
@@ -58,6 +59,8 @@ class Session:
         self._stream = _connect(path)
         self._alone = Alone(Rank.SESSION)
         self._told: collections.deque[bytes] = collections.deque()
+        self._arrived: collections.deque[tuple[bytes, list[tuple[int, int, bytes]], int, Any]] = collections.deque()
+        """The packet that is being looked at."""
         self._serial = 0
         self._left: dict[int, tuple[Operation, bytes]] = {}
         """Requests whose caller was interrupted: their replies come before the next one's."""
@@ -152,9 +155,9 @@ class Session:
             try:
                 self._stream.send(wire.REQUEST.pack(operation, 0, serial) + payload)
             except OSError as error:
-                raise self._gone(error) from None
+                raise self._failed(error) from None
             status, answer, descriptors, is_cut = self._reply(serial)
-        except DeviceError:
+        except (HypervisorGoneError, ClosedError):
             raise
         except BaseException:  # KeyboardInterrupt, or what else a signal handler raises
             self._left[serial] = operation, payload
@@ -172,23 +175,26 @@ class Session:
     def _reply(self, serial: int) -> tuple[int, bytes, list[int], bool]:
         """(status, payload, descriptors, whether some of them are missing)."""
         while True:
-            try:
-                data, ancillary, flags, _ = self._stream.recvmsg(
-                    wire.LONGEST_REPLY_BYTES, _ANCILLARY_BYTES, _CMSG_CLOEXEC
-                )
-            except OSError as error:
-                raise self._gone(error) from None
+            if not self._arrived:
+                try:  # without an instruction between receiving it and having it, where a signal handler could raise
+                    self._arrived.extend(map(self._stream.recvmsg, *_REPLY))
+                except OSError as error:
+                    raise self._failed(error) from None
+            data, ancillary, flags, _ = self._arrived[0]
             descriptors: list[int] = []
             for level, kind, rights in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     descriptors += memoryview(rights).cast("i")
             if not data:
+                self._arrived.popleft()
                 raise self._gone(None)
             status, answered = wire.REPLY.unpack_from(data)
             answer = data[wire.REPLY.size :]
             if answered == serial:
                 self._left.clear()  # replies keep the requests' order
+                self._arrived.popleft()
                 return status, answer, descriptors, bool(flags & socket.MSG_CTRUNC)
+            self._arrived.popleft()
             _close_all(descriptors)
             left = self._left.pop(answered, None)
             if left is not None and not status:
@@ -198,6 +204,11 @@ class Session:
         undo = undoing(operation, payload, answer)
         if undo is not None:
             self.tell(*undo)
+
+    def _failed(self, error: OSError) -> OSError:
+        """What became of the connection; or a signal handler raised it, as TimeoutError, for example."""
+        is_over = self.closed or has_hung_up(self._stream.fileno())
+        return self._gone(error) if is_over else error
 
     def _gone(self, error: OSError | None) -> DeviceError:
         if self.closed:

@@ -62,6 +62,9 @@ class Extent:
     """The user of the grantee, once it was seen: another one's domain may follow it under its number."""
     charged: int = 0
     """Pages that count on its grantor: all but those that were revoked, until it is free."""
+    grantor_holds: int = 0
+    taken_back: list[tuple[int, int]] = field(default_factory=list)
+    """(page, count) that were revoked, and that the grantor, who could still write there, has not let go of."""
     holds: dict[int, Hold] = field(default_factory=dict)
     grantor_notifications: dict[int, UnmapNotification] = field(default_factory=dict)
 

@@ -160,7 +160,7 @@ class Granting:
             self._holding.end_pooled(extent, first)
         self._audit.record("revoke", domid=domain.domid, reference=first, count=count)
         if extent.pool is None:  # a page of one can be granted again
-            self._holding.discharge(table, extent, count)
+            self._holding.take_back(extent, page, count)
         self._holding.look_at(extent.watch)
         return Reply()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from usermm.hypervisor import locks
+from usermm.hypervisor import locks, memfds
 from usermm.hypervisor.chores import Chores
 from usermm.hypervisor.closings import Closings
 from usermm.hypervisor.extents import Extent, Hold, UnmapNotification
@@ -133,7 +134,9 @@ class Holding:
         extent.holds[handle] = hold
         self._holds[handle] = extent, hold, table
         table.holds.add(handle)
-        if not of_grantor:
+        if of_grantor:
+            extent.grantor_holds += 1
+        else:
             table.mapped_pages += count
         if extent.pool is not None and not of_grantor and not is_attached:
             extent.pool.hold(page, 1)
@@ -152,6 +155,8 @@ class Holding:
         table.owing_holds.discard(handle)
         table.notifications -= len(hold.notifications)
         if hold.of_grantor:
+            extent.grantor_holds -= 1
+            self._discharge_taken_back(extent)
             return
         table.mapped_pages -= hold.pages
         if extent.pool is not None and not hold.is_attached:
@@ -307,6 +312,21 @@ class Holding:
         """Somebody fills the inode with locks of his own, which the kernel searches one by one."""
         extent.is_slow = True
         self._audit.record("slow", domid=extent.grantor, peer=extent.grantee, reference=extent.first_reference)
+
+    def take_back(self, extent: Extent, page: int, count: int) -> None:
+        """These pages were revoked: they no longer count on their grantor, once it has no descriptor to write by."""
+        extent.taken_back.append((page, count))
+        self._discharge_taken_back(extent)
+
+    def _discharge_taken_back(self, extent: Extent) -> None:
+        if extent.grantor_holds or not extent.taken_back:
+            return
+        _, table = self._extents[extent.watch]
+        taken, extent.taken_back = extent.taken_back, []
+        for page, count in taken:
+            with contextlib.suppress(OSError):  # what was written since
+                memfds.punch(extent.memfd, page, count)
+            self.discharge(table, extent, count)
 
     def discharge(self, table: Table, extent: Extent, pages: int) -> None:
         """They no longer count on its grantor: they were revoked, or it is free."""
