@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from support.channels import WAIT_S, joined
+from support.channels import WAIT_S, joined, meet
 from support.hypervisors import wait_until
 from support.processes import in_child
 from support.threads import running
@@ -68,12 +68,10 @@ def test_a_node_that_means_no_good_stops_nobody(
     with usermm.Domain(hypervisor.socket) as stranger, Channel.listen(one, "door") as listener:
         own = f"{stranger.domid}-1" if name == "-" else name
         stranger.store.write(f"{rendezvous.directory_of(one.domid, 'door')}/{own}", text)
-        accepted: list[Channel] = []
-        with running(lambda: accepted.append(listener.accept(WAIT_S))):
-            connected = Channel.connect(other, one.domid, "door", WAIT_S)
-        with accepted[0], connected:
+        accepted, connected = meet(listener, other)
+        with accepted, connected:
             connected.send(b"x")
-            assert accepted[0].receive(1, timeout=WAIT_S) == b"x"
+            assert accepted.receive(1, timeout=WAIT_S) == b"x"
 
 
 @pytest.mark.parametrize("access", ["n", "r", "w"])
@@ -140,11 +138,8 @@ def test_a_stranger_cannot_take_away_what_others_made(hypervisor: usermm.Hypervi
             running(remove),
         ):
             for _ in range(20):
-                accepted: list[Channel] = []
-                with running(lambda: accepted.append(listener.accept(WAIT_S))):  # noqa: B023 - it ends here
-                    connected = Channel.connect(other, one.domid, "door", WAIT_S)
-                accepted[0].close()
-                connected.close()
+                for end in meet(listener, other):
+                    end.close()
             done.set()
         assert len(asked) == 20, "no request had to be made again"
 
@@ -194,12 +189,10 @@ def test_one_who_asks_for_what_cannot_be_holds_nobody_up(hypervisor: usermm.Hype
                 listener.accept(0)
             assert len(looks) < 100, "accept() returns when its time is over"
             before = len(looks)
-            connected: list[Channel] = []
-            with running(lambda: connected.append(Channel.connect(other, one.domid, "door", WAIT_S))):
-                accepted = listener.accept(WAIT_S)
+            accepted, connected = meet(listener, other)
             assert accepted.peer == other.domid
             accepted.close()
-            connected[0].close()
+            connected.close()
             with pytest.raises(TimeoutError):
                 listener.accept(5)
         assert looks.count(other.domid) == 1
@@ -216,11 +209,8 @@ def test_a_directory_that_is_written_to_while_nobody_accepts(hypervisor: usermm.
     ):
         for number in range(900):
             other.store.write(f"{rendezvous.directory_of(one.domid, 'door')}/{other.domid}-{number}", b"")
-        accepted: list[Channel] = []
-        with running(lambda: accepted.append(listener.accept(WAIT_S))):
-            connected = Channel.connect(other, one.domid, "door", WAIT_S)
-        accepted[0].close()
-        connected.close()
+        for end in meet(listener, other):
+            end.close()
 
 
 def test_an_array_whose_shape_cannot_be(ends: tuple[Channel, Channel]) -> None:

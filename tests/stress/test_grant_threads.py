@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import random
 import threading
+from collections.abc import Iterator
 from functools import partial
 
 from support.hypervisors import wait_until
@@ -22,6 +24,17 @@ ROUNDS = 5000 if os.environ.get("USERMM_STRESS") == "1" else 300
 THREADS = 6
 _libc = ctypes.CDLL(None)
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+@contextlib.contextmanager
+def two_domains() -> Iterator[tuple[usermm.Hypervisor, usermm.Domain, usermm.Domain]]:
+    """Who grants, and to whom."""
+    with (
+        usermm.Hypervisor() as hypervisor,
+        usermm.Domain(hypervisor.socket) as grantor,
+        usermm.Domain(hypervisor.socket) as grantee,
+    ):
+        yield hypervisor, grantor, grantee
 
 
 def use(grantor: usermm.Domain, grantee: usermm.Domain, seed: int) -> None:
@@ -53,11 +66,7 @@ def use(grantor: usermm.Domain, grantee: usermm.Domain, seed: int) -> None:
 
 def test_threads_get_in_nobodys_way() -> None:
     """And nothing is let go twice, or never."""
-    with (
-        usermm.Hypervisor() as hypervisor,
-        usermm.Domain(hypervisor.socket) as grantor,
-        usermm.Domain(hypervisor.socket) as grantee,
-    ):
+    with two_domains() as (hypervisor, grantor, grantee):
         with running(*(partial(use, grantor, grantee, seed) for seed in range(THREADS))):
             pass
         gc.collect()
@@ -69,11 +78,7 @@ def test_threads_get_in_nobodys_way() -> None:
 
 
 def test_an_index_is_mapped_by_one_of_several_threads() -> None:
-    with (
-        usermm.Hypervisor() as hypervisor,
-        usermm.Domain(hypervisor.socket) as grantor,
-        usermm.Domain(hypervisor.socket) as grantee,
-    ):
+    with two_domains() as (_, grantor, grantee):
         pages = grantor.gntalloc.allocate(grantee.domid, 2)
         for _ in range(ROUNDS // 3):
             index = grantee.gntdev.map_grant_ref([(grantor.domid, number) for number in pages.references])
@@ -100,11 +105,7 @@ def test_an_index_is_mapped_by_one_of_several_threads() -> None:
 
 def test_threads_that_take_back_and_close_the_same() -> None:
     """revoke() may be called again, and by several; close() waits for it. None of them fails, or leaves anything."""
-    with (
-        usermm.Hypervisor() as hypervisor,
-        usermm.Domain(hypervisor.socket) as grantor,
-        usermm.Domain(hypervisor.socket) as grantee,
-    ):
+    with two_domains() as (hypervisor, grantor, grantee):
         for count in (1, 1, 3) * (ROUNDS // 3):
             pages = grantor.gntalloc.allocate(grantee.domid, count)
             calls = [pages.revoke, pages.revoke, pages.close if count == 3 else pages.revoke]
@@ -117,11 +118,7 @@ def test_threads_that_take_back_and_close_the_same() -> None:
 
 def test_a_pool_page_that_is_taken_back_and_closed_at_once_is_granted_no_more() -> None:
     """It is memory of the grantor's own by then: what was written to it later, its grantee never saw."""
-    with (
-        usermm.Hypervisor() as hypervisor,
-        usermm.Domain(hypervisor.socket) as grantor,
-        usermm.Domain(hypervisor.socket) as grantee,
-    ):
+    with two_domains() as (_, grantor, grantee):
         grantor.gntalloc.allocate(grantee.domid, writable=True).close()
         for _ in range(ROUNDS):
             page = grantor.gntalloc.allocate(grantee.domid, writable=True)
@@ -137,11 +134,7 @@ def test_a_pool_page_that_is_taken_back_and_closed_at_once_is_granted_no_more() 
 
 def test_notifications_are_set_while_others_map() -> None:
     """The device's maps changed while they were gone through."""
-    with (
-        usermm.Hypervisor() as hypervisor,
-        usermm.Domain(hypervisor.socket) as grantor,
-        usermm.Domain(hypervisor.socket) as grantee,
-    ):
+    with two_domains() as (_, grantor, grantee):
         device, done = grantee.gntdev, threading.Event()
         indices = [device.map_grant_ref([(grantor.domid, 8)]) for _ in range(200)]
 

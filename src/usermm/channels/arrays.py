@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _ITEM_TYPE = re.compile(rb"[<>|=](?:[biufc](?:1|2|4|8|16|32)|[mM]8(?:\[(?:[1-9][0-9]{0,5})?[a-zA-Z]{1,7}\])?)")
 
 _TOO_LONG = 1 << 63
+BYTES = b"|u1"
+"""What a message without an item type is as an array."""
 
 
 def need_numpy(call: str) -> None:
@@ -39,8 +41,6 @@ def bytes_of(data: Any, call: str) -> memoryview:
         raise ArgumentTypeError(f"{call}: pass bytes, or what has a buffer, not {type(data)!r}") from None
 
 
-BYTES = b"|u1"
-"""What a message without an item type is as an array."""
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import errno
 import os
@@ -34,7 +33,8 @@ class Listener:
     def __init__(self, domain: Domain, name: str, peer: int | None, geometry: Geometry, kind: Any) -> None:
         self._domain, self.name, self._peer, self._geometry, self._kind = domain, name, peer, geometry, kind
         self._answered: set[str] = set()
-        self._declined: collections.deque[str] = collections.deque(maxlen=1)
+        self._declined = ""
+        """Why the last request was refused, until accept() has said so."""
         self._unsorted: dict[str, None] = {}
         """Nodes that are new, or have changed."""
         self._requests: dict[int, dict[str, None]] = {}
@@ -60,7 +60,8 @@ class Listener:
                 if left_s > 0:
                     self._hear(left_s)
                     continue
-            why = f"; a request was refused: {self._declined.pop()}" if self._declined else ""
+            why = f"; a request was refused: {self._declined}" if self._declined else ""
+            self._declined = ""
             raise TimeoutError(errno.ETIMEDOUT, f"accept({self.name}): nobody came within {timeout} s{why}")
 
     async def accept_async(self) -> Channel:
@@ -166,7 +167,7 @@ class Listener:
         try:
             made = rendezvous.accept_request(self._domain, path, self._geometry, self._peer)
         except rendezvous.Declined as declined:
-            self._declined.append(str(declined))
+            self._declined = str(declined)
             return None
         if made is not None:
             self._answered.add(node)

@@ -69,9 +69,7 @@ class Shared:
 
     def close(self) -> None:
         """Deallocates; a view that is left keeps the memory."""
-        for memory in (self.control, self.data):
-            with contextlib.suppress(BufferError):
-                memory.close()
+        release_side(self.side())
 
 
 def map_offer(domain: Domain, peer: int, offer: Offer) -> Side:

@@ -72,10 +72,11 @@ def ask(domain: Domain, peer: int | str, name: str, geometry: Geometry, deadline
 
 def _ask_once(domain: Domain, domid: int, name: str, geometry: Geometry, deadline: float) -> Met | None:
     """None: somebody who may took the request away before it was answered."""
-    shared = Shared(domain, domid, geometry)
-    port = None
-    try:
+    with contextlib.ExitStack() as unneeded:
+        shared = Shared(domain, domid, geometry)
+        unneeded.callback(shared.close)
         port = domain.evtchn.bind_unbound_port(domid)
+        unneeded.callback(domain.evtchn.unbind, port)
         path = f"{directory_of(domid, name)}/{domain.domid}-{os.urandom(6).hex()}"
         try:
             answer = _answer(domain, domid, path, REQUEST + shared.offer(port).pack(), deadline)
@@ -83,21 +84,13 @@ def _ask_once(domain: Domain, domid: int, name: str, geometry: Geometry, deadlin
             with contextlib.suppress(DeviceError):
                 domain.store.remove(path)
         if answer[:1] == ANSWER:
-            return domid, shared, *_answered(domain, domid, Offer.unpack(answer[1:]), port)
+            met = domid, shared, *_answered(domain, domid, Offer.unpack(answer[1:]), port)
+            unneeded.pop_all()
+            return met
         if answer:
             text = f"connect({name}): the peer refused: {answer[1:].decode(errors='replace')[:200]}"
             raise PeerGoneError(errno.ECONNREFUSED, text)
-    except BaseException:
-        _take_back(domain, shared, port)
-        raise
-    _take_back(domain, shared, port)
-    return None
-
-
-def _take_back(domain: Domain, shared: Shared, port: int | None) -> None:
-    if port is not None:
-        domain.evtchn.unbind(port)
-    shared.close()
+        return None
 
 
 def _answer(domain: Domain, domid: int, path: str, request: bytes, deadline: float) -> bytes:
@@ -163,28 +156,27 @@ def accept_request(domain: Domain, path: str, geometry: Geometry, peer: int | No
     if peer is not None and asker.domid != peer:
         _say(domain, path, REFUSAL + b"it listens for another domain")
         raise Declined(f"it was of domain {asker.domid}")
-    port, shared, side = None, None, None
     try:
-        offer = Offer.unpack(text[1:])
-        side = map_offer(domain, asker.domid, offer)
-        shared = Shared(domain, asker.domid, geometry)
-        port = domain.evtchn.bind_interdomain(asker.domid, offer.port)
-        waiter = domain.evtchn.waiter(port)
-        waiter.notify()  # so that the connector knows, when it reads the answer, that this end is bound
-        store.write(path, ANSWER + shared.offer(0).pack())
-        return asker.domid, shared, side, waiter
-    except BaseException as error:
-        if port is not None:
-            domain.evtchn.unbind(port)
-        if shared is not None:
-            shared.close()
-        if side is not None:
-            release_side(side)
-        if not isinstance(error, UsermmError):
-            raise
+        return _accept(domain, path, Offer.unpack(text[1:]), asker.domid, geometry)
+    except UsermmError as error:
         reason = getattr(error, "strerror", None) or str(error)
         _say(domain, path, REFUSAL + reason.encode(errors="replace")[:200])
         raise Declined(reason) from None
+
+
+def _accept(domain: Domain, path: str, offer: Offer, asker: int, geometry: Geometry) -> Met:
+    with contextlib.ExitStack() as unneeded:
+        side = map_offer(domain, asker, offer)
+        unneeded.callback(release_side, side)
+        shared = Shared(domain, asker, geometry)
+        unneeded.callback(shared.close)
+        port = domain.evtchn.bind_interdomain(asker, offer.port)
+        unneeded.callback(domain.evtchn.unbind, port)
+        waiter = domain.evtchn.waiter(port)
+        waiter.notify()  # so that the connector knows, when it reads the answer, that this end is bound
+        domain.store.write(path, ANSWER + shared.offer(0).pack())
+        unneeded.pop_all()
+        return asker, shared, side, waiter
 
 
 class Declined(Exception):  # noqa: N818 - an answer

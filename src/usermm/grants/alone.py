@@ -107,26 +107,13 @@ class Alone:
 
         With `wait` now, unless run() would not wait.
         """
-        thread = get_ident()
-        before = _deepest.get(thread, 0)
-        if not wait or before >= self._rank or (serving.threads and serving.is_here()):
+        if not wait or self.refuses:
             self._unfinished.append(function)
             self._settle()
             return
-        try:
-            with self._lock:
-                if self._unfinished:
-                    self._settle()
-                try:
-                    _deepest[thread] = self._rank
-                    self._is_inside = True
-                    function()
-                finally:
-                    self._is_inside = False
-                    _deepest[thread] = before  # no call here, which could be interrupted
-        finally:
-            if self._unfinished:
-                self._settle()
+        if self._unfinished:  # what was asked for before comes before
+            self._settle()
+        self.run("finish", function)
 
     def _settle(self) -> None:
         thread = get_ident()

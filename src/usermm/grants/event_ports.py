@@ -19,6 +19,8 @@ from usermm.errors import DeviceError, HypervisorGoneError, grant_refused
 EVENT: Final = b"\1"
 MOST_BYTES: Final = 4096
 """More than a socket holds of single bytes."""
+LONGEST_WAIT_S: Final = 3600.0
+"""Of one poll(2) or epoll_wait(2), whose milliseconds are an int: then it waits again."""
 AT_ONCE: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 """Never by O_NONBLOCK: the flag is the socket's, so whoever has a copy of the descriptor could clear it."""
 

@@ -15,13 +15,12 @@ from typing import Protocol
 from usermm.errors import ClosedError, grant_refused
 from usermm.grants.arguments import unsigned
 from usermm.grants.device import Device
+from usermm.grants.event_ports import LONGEST_WAIT_S
 from usermm.grants.files import DeviceFile
 from usermm.grants.local_evtchn import LocalEvtchn
 from usermm.grants.waiter import Waiter
 from usermm.uapi import xen_evtchn
 from usermm.ummunotify.arguments import deadline_s
-
-_LONG_S = 3600.0  # for a poll, whose milliseconds are an int
 
 
 class EvtchnFile(DeviceFile, Protocol):
@@ -188,7 +187,7 @@ class Evtchn(Device[EvtchnFile]):
     def _wait(self, timeout_s: float | None) -> None:
         poller = select.poll()  # select() knows no descriptor above 1023
         poller.register(self._file.fileno(), select.POLLIN)
-        poller.poll(None if timeout_s is None else math.ceil(min(timeout_s, _LONG_S) * 1000))
+        poller.poll(None if timeout_s is None else math.ceil(min(timeout_s, LONGEST_WAIT_S) * 1000))
 
     def _call(self, request: int, argument: bytes) -> int:
         return self._file.ioctl(request, bytearray(argument))

@@ -20,14 +20,13 @@ from usermm._core import Memory
 from usermm.errors import DeviceError, WouldBlockError, grant_refused
 from usermm.grants.alone import Alone, Rank
 from usermm.grants.arguments import unsigned
-from usermm.grants.event_ports import AT_ONCE, EVENT, BoundPort, EventPorts, hang_up
+from usermm.grants.event_ports import AT_ONCE, EVENT, LONGEST_WAIT_S, BoundPort, EventPorts, hang_up
 from usermm.grants.session import Session
 from usermm.hypercalls import ports as layouts
 from usermm.hypercalls.wire import DOMID_FIRST_RESERVED, DOMID_SELF, Operation
 from usermm.uapi import xen_evtchn
 from usermm.ummunotify.arguments import deadline_s
 
-_LONGEST_WAIT_S = 3600.0
 _open_files: weakref.WeakSet[LocalEvtchn] = weakref.WeakSet()
 
 
@@ -334,7 +333,7 @@ os.register_at_fork(after_in_child=_close_copies_of_all)
 
 def _within(seconds: float | None) -> float:
     """What epoll_wait(2) takes at most, and more often than never."""
-    return _LONGEST_WAIT_S if seconds is None else max(0.0, min(seconds, _LONGEST_WAIT_S))
+    return LONGEST_WAIT_S if seconds is None else max(0.0, min(seconds, LONGEST_WAIT_S))
 
 
 def _fields(argument: bytearray | memoryview, call: str, unpack: Callable[..., tuple[int, ...]]) -> tuple[int, ...]:

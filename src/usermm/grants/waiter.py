@@ -11,13 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from usermm.errors import DeviceError, grant_refused
-from usermm.grants.event_ports import AT_ONCE, EVENT, MOST_BYTES
+from usermm.grants.event_ports import AT_ONCE, EVENT, LONGEST_WAIT_S, MOST_BYTES
 from usermm.ummunotify.arguments import deadline_s
 
 if TYPE_CHECKING:
     from usermm.grants.local_evtchn import LocalEvtchn
 
-_LONGEST_WAIT_S = 3600.0  # a poll's milliseconds are an int
 _NOT_OURS = (errno.ENOTCONN, errno.EBADF, errno.ECHILD)
 
 
@@ -116,7 +115,7 @@ class Waiter:
         deadline = deadline_s(timeout)
         left_s = timeout
         while True:
-            if self._poll.poll(None if left_s is None else min(left_s, _LONGEST_WAIT_S) * 1000):
+            if self._poll.poll(None if left_s is None else min(left_s, LONGEST_WAIT_S) * 1000):
                 try:
                     if self._receive(MOST_BYTES, AT_ONCE):
                         return True
